@@ -1,0 +1,3 @@
+//! Asks for approvals, takes decisions and closes runs.
+
+fn main() {}

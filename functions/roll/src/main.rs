@@ -1,0 +1,3 @@
+//! Previews and rolls, one bounded step an invocation.
+
+fn main() {}

@@ -1,0 +1,3 @@
+//! Applies the approved plan.
+
+fn main() {}

@@ -1,0 +1,3 @@
+//! Receives GitLab's deliveries and starts runs.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! GitLab: deliveries and their verification, sources at a commit, reports.

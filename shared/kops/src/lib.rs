@@ -1,0 +1,1 @@
+//! The pinned kops binary: fetched, verified, cached, run in isolation.

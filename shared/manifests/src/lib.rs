@@ -1,0 +1,1 @@
+//! kOps manifests: splitting, strict checks, meaning, and the change of a registry.

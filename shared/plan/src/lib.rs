@@ -1,0 +1,1 @@
+//! The plan: kOps' dry run parsed, made stable, redacted, digested and reported.
