@@ -1,7 +1,7 @@
 """Every way through the state machines, on a real interpreter (LocalStack's Step Functions) with scripted functions.
 
 The functions are played by a small server that speaks Lambda's Invoke: what is tested here is the definitions alone.
-KOPSLINE_STEPFUNCTIONS names an endpoint whose Lambda endpoint is KOPSLINE_SCRIPTED_LAMBDA; tools/test starts both.
+Runs in the aws virtual environment, with tests/ on the path and STACK_LOCALSTACK_PYTHON set; see tools/test.
 """
 
 import collections
@@ -10,13 +10,15 @@ import json
 import os
 import pathlib
 import re
+import tempfile
 import threading
 import time
 import unittest
 import urllib.parse
 import uuid
 
-import boto3
+from stack import components, processes
+from stack.deploy import client
 
 INFRA = pathlib.Path(__file__).resolve().parent.parent
 ROLE = "arn:aws:iam::000000000000:role/states"
@@ -98,19 +100,24 @@ def load(name):
 class Machines(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
-        endpoint = os.environ["KOPSLINE_STEPFUNCTIONS"]
-        cls.lambdas = ScriptedLambda(int(os.environ["KOPSLINE_SCRIPTED_LAMBDA"].rsplit(":", 1)[1]))
+        folder = tempfile.TemporaryDirectory()
+        cls.addClassCleanup(folder.cleanup)
+        home = pathlib.Path(folder.name)
+        for name in ("logs", "tmp", "localstack"):
+            (home / name).mkdir()
+        aws = components.aws(home, os.environ["STACK_LOCALSTACK_PYTHON"])
+        # moto only lets Step Functions assume its role; the scripted functions take Lambda's place.
+        programs = [aws.moto, aws.sfn]
+        cls.addClassCleanup(processes.stop, programs)
+        for program in programs:
+            program.start()
+        for program in programs:
+            program.wait_ready(time.monotonic() + 120)
+        cls.lambdas = ScriptedLambda(int(aws.lambda_url.rsplit(":", 1)[1]))
         threading.Thread(target=cls.lambdas.serve_forever, daemon=True).start()
         cls.addClassCleanup(cls.lambdas.server_close)
         cls.addClassCleanup(cls.lambdas.shutdown)
-        cls.sfn = boto3.client(
-            "stepfunctions",
-            endpoint_url=endpoint,
-            region_name="us-east-1",
-            aws_access_key_id="test",
-            aws_secret_access_key="test",
-            config=boto3.session.Config(inject_host_prefix=False),
-        )
+        cls.sfn = client("stepfunctions", aws.sfn_url)
         cls.approve = cls.create("approve", load("approve"))
         cls.pipeline = cls.create("pipeline", load("pipeline"))
 
@@ -404,20 +411,17 @@ class Machines(unittest.TestCase):
         self.assertIn("no bucket", execution["cause"])
 
     def test_answers_that_nobody_knows_fail(self):
-        for step, before in (
-            ("replace__commit", 0),
-            ("plan", 1),
-            ("update", 2),
-            ("roll__preview", 3),
-            ("roll__step", 4),
-        ):
-            for answer in ({"outcome": "surprise"}, {}, None, {"outcome": "busy"}, {"outcome": "progress"}, "text"):
-                with self.subTest(step=step, answer=answer):
-                    run = self.script(**{step: [answer]})
-                    execution = self.ended(self.start(run))
-                    self.assertEqual(execution["status"], "FAILED")
-                    self.assertEqual(self.steps(run)[-1], "console:finish", execution.get("cause"))
-                    self.assertEqual("replace:restore" in self.steps(run), before < 2)
+        steps = ["replace__commit", "plan", "update", "roll__preview", "roll__step"]
+        unknown = [{"outcome": "surprise"}, {}, None, {"outcome": "busy"}, {"outcome": "progress"}, "text"]
+        runs = [(step, answer, self.script(**{step: [answer]})) for step in steps for answer in unknown]
+        executions = [self.start(run) for _, _, run in runs]
+        for (step, answer, run), execution in zip(runs, executions, strict=True):
+            with self.subTest(step=step, answer=answer):
+                ended = self.ended(execution)
+                self.assertEqual(ended["status"], "FAILED")
+                self.assertEqual(self.steps(run)[-1], "console:finish", ended["cause"])
+                restored = "replace:restore" in self.steps(run)
+                self.assertEqual(restored, step in ("replace__commit", "plan"))
 
     def test_an_input_without_a_run_touches_nothing(self):
         for given in ("{}", "[]", '{"run": 7}', "null"):
@@ -434,40 +438,54 @@ class Machines(unittest.TestCase):
         definition["States"]["Begin"]["Assign"]["maxTurns"] = 3
         return self.create("small", definition)
 
-    def test_a_long_roll_goes_on_in_a_fresh_execution(self):
+    def test_a_long_roll_goes_on_in_fresh_executions(self):
         step = {"outcome": "progress", "wait_seconds": 0}
         run = self.script(roll__step=[step] * 7 + [{"outcome": "done"}])
-        machine = self.small()
-        first = self.ended(self.start(run, machine))
-        self.assertEqual(json.loads(first["output"]), {"run": run, "result": "continued"})
-        for part in (2, 3, 4):
-            ended = self.ended(first["executionArn"] + f"-part-{part}")
-            if json.loads(ended["output"])["result"] != "continued":
-                break
-        self.assertEqual(json.loads(ended["output"]), {"run": run, "result": "succeeded"})
+        first = self.ended(self.start(run, self.small()))
+        self.assertEqual(json.loads(first["output"]), {"run": run, "result": "succeeded"}, first.get("cause"))
         self.assertEqual(
             self.steps(run), ["replace:commit", "plan", "update", "roll:preview"] + ["roll:step"] * 8 + ["console:finish"]
         )
+        last = self.ended(first["executionArn"] + "-part-3")
+        self.assertEqual(json.loads(last["output"]), {"run": run, "result": "succeeded"})
 
-    def test_a_failure_in_a_continued_roll_does_not_restore(self):
-        run = self.script(roll__step=[Error("Kopsline.Failed")])
-        self.check(run, ["roll:step", "console:finish"], "failed", status="FAILED", resume="roll", part=2)
+    def test_the_first_execution_lives_as_long_as_the_run(self):
+        """The lock's holder is told by its execution: if that ended early, the next run would take the lock."""
+        wait = {"outcome": "progress", "wait_seconds": 1}
+        run = self.script(roll__step=[{"outcome": "progress", "wait_seconds": 0}] * 3 + [wait, wait, {"outcome": "done"}])
+        first = self.start(run, self.small())
+        while self.steps(run).count("roll:step") < 5:
+            self.assertEqual(self.sfn.describe_execution(executionArn=first)["status"], "RUNNING")
+            time.sleep(0.05)
+        self.assertEqual(self.ended(first)["status"], "SUCCEEDED")
+
+    def test_a_failure_in_a_continued_roll_closes_the_run_once(self):
+        step = {"outcome": "progress", "wait_seconds": 0}
+        run = self.script(roll__step=[step] * 4 + [Error("Kopsline.Failed", "no such group")])
+        first = self.ended(self.start(run, self.small()))
+        self.assertEqual((first["status"], first["error"]), ("FAILED", "Kopsline.PartFailed"))
+        self.assertIn("-part-2", first["cause"])
+        self.assertIn("no such group", first["cause"])
+        self.assertEqual(
+            self.steps(run), ["replace:commit", "plan", "update", "roll:preview"] + ["roll:step"] * 5 + ["console:finish"]
+        )
 
     def test_a_long_wait_for_the_lock_goes_on_in_a_fresh_execution(self):
         busy = {"outcome": "busy", "wait_seconds": 0}
         run = self.script(replace__commit=[busy] * 3 + [{"outcome": "replaced"}])
         first = self.ended(self.start(run, self.small()))
-        self.assertEqual(json.loads(first["output"])["result"], "continued")
-        second = self.ended(first["executionArn"] + "-part-2")
-        self.assertEqual(json.loads(second["output"])["result"], "succeeded")
+        self.assertEqual(json.loads(first["output"])["result"], "succeeded")
+        self.assertEqual(self.event(run, "replace:commit")["execution"], first["executionArn"] + "-part-2")
 
-    def test_a_successor_that_was_started_before_is_left_alone(self):
+    def test_a_part_that_cannot_start_is_a_failure_of_this_run(self):
         run = self.script(replace__commit=[{"outcome": "busy", "wait_seconds": 0}])
         machine = self.small()
-        done = self.sfn.start_execution(stateMachineArn=machine, name=f"{run}-part-2", input="{}")["executionArn"]
-        self.ended(done)
+        taken = self.sfn.start_execution(stateMachineArn=machine, name=f"{run}-part-2", input="{}")["executionArn"]
+        self.ended(taken)
         first = self.ended(self.start(run, machine))
-        self.assertEqual((first["status"], json.loads(first["output"])["result"]), ("SUCCEEDED", "continued"))
+        self.assertEqual(first["status"], "FAILED")
+        self.assertIn("AlreadyExists", first["error"])
+        self.assertEqual(self.steps(run)[-2:], ["replace:restore", "console:finish"])
 
     # The approve machine.
 

@@ -8,14 +8,14 @@ FLATCAR = "075585003325"
 AMAZON = "137112412989"
 
 _IMAGES = [
-    # The image of kOps' golden clusters (kOps 1.36 tests/integration/update_cluster), and its id there.
-    ("ami-12345678", UBUNTU, "x86_64", "ubuntu/images/hvm-ssd-gp3/ubuntu-resolute-26.04-amd64-server-20220404"),
-    ("ami-11400000", UBUNTU, "arm64", "ubuntu/images/hvm-ssd-gp3/ubuntu-resolute-26.04-arm64-server-20220404"),
-    ("ami-0024041", UBUNTU, "x86_64", "ubuntu/images/hvm-ssd-gp3/ubuntu-noble-24.04-amd64-server-20260801"),
-    ("ami-0024042", UBUNTU, "x86_64", "ubuntu/images/hvm-ssd-gp3/ubuntu-noble-24.04-amd64-server-20261001"),
-    ("ami-0024641", UBUNTU, "arm64", "ubuntu/images/hvm-ssd-gp3/ubuntu-noble-24.04-arm64-server-20260801"),
-    ("ami-00f1a7ca", FLATCAR, "x86_64", "Flatcar-stable-4230.2.1-hvm"),
-    ("ami-00a12023", AMAZON, "x86_64", "al2023-ami-2023.8.20260801.0-kernel-6.12-x86_64"),
+    # As kOps' golden clusters name it (kOps 1.36 pkg/testutils/integrationtestharness.go); on AWS the name
+    # itself starts with `ubuntu/` too, so that a manifest says `ubuntu/ubuntu/images/...`.
+    ("ami-12345678", UBUNTU, "x86_64", "images/hvm-ssd-gp3/ubuntu-resolute-26.04-amd64-server-20220404"),
+    ("ami-2404a001", UBUNTU, "x86_64", "ubuntu/images/hvm-ssd-gp3/ubuntu-noble-24.04-amd64-server-20260801"),
+    ("ami-2404a002", UBUNTU, "x86_64", "ubuntu/images/hvm-ssd-gp3/ubuntu-noble-24.04-amd64-server-20261001"),
+    ("ami-2404b001", UBUNTU, "arm64", "ubuntu/images/hvm-ssd-gp3/ubuntu-noble-24.04-arm64-server-20260801"),
+    ("ami-f1a7ca01", FLATCAR, "x86_64", "Flatcar-stable-4230.2.1-hvm"),
+    ("ami-a12023a1", AMAZON, "x86_64", "al2023-ami-2023.8.20260801.0-kernel-6.12-x86_64"),
 ]
 
 

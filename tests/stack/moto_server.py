@@ -5,6 +5,7 @@ Every `fix_*` function says what AWS does and what moto 5.2.5 does instead.
 """
 
 import argparse
+import copy
 import io
 import re
 import signal
@@ -17,7 +18,12 @@ from moto.autoscaling.exceptions import ValidationError
 from moto.core.types import Base64EncodedString
 from moto.ec2.models import launch_templates
 from moto.ec2.responses import subnets as subnet_responses
-from moto.elbv2.exceptions import InvalidTargetError, TargetGroupNotFoundError
+from moto.elbv2 import models as elbv2
+from moto.elbv2.exceptions import (
+    DuplicateTargetGroupName,
+    InvalidTargetError,
+    TargetGroupNotFoundError,
+)
 from moto.moto_server.werkzeug_app import (
     DomainDispatcherApplication,
     MotoRequestHandler,
@@ -59,9 +65,7 @@ def _launch(group, count_needed, propagated_tags):
     for _ in range(count_needed):
         instance = _launch_one(group, dict(propagated_tags))
         group.instance_states.append(
-            autoscaling.InstanceState(
-                instance, protected_from_scale_in=group.new_instances_protected_from_scale_in
-            )
+            autoscaling.InstanceState(instance, protected_from_scale_in=group.new_instances_protected_from_scale_in)
         )
     if group.name in group.autoscaling_backend.autoscaling_groups:
         group.autoscaling_backend.update_attached_target_groups(group.name)
@@ -85,9 +89,7 @@ def _launch_one(group, tags):
         launch_config=group.launch_config,
         launch_template=template,
         is_instance_type_default=False,
-        associate_public_ip=(
-            group.launch_config.associate_public_ip_address if group.launch_config else None
-        ),
+        associate_public_ip=(group.launch_config.associate_public_ip_address if group.launch_config else None),
         subnet_id=subnet,
     )
     instance = reservation.instances[0]
@@ -158,9 +160,12 @@ def fix_update_keeps_mixed_instances_policy() -> None:
     update = autoscaling.FakeAutoScalingGroup.update
 
     def keep_policy(group, *args, **kwargs):
-        replaced = (kwargs.get(name) for name in ("launch_template", "launch_config_name"))
-        if not kwargs.get("mixed_instances_policy") and not any(replaced):
-            kwargs["mixed_instances_policy"] = group.mixed_instances_policy
+        sources = ("launch_template", "launch_config_name", "mixed_instances_policy")
+        if group.mixed_instances_policy and not any(kwargs.get(name) for name in sources):
+            policy = copy.deepcopy(group.mixed_instances_policy)
+            # moto stores id and name, and would refuse both together.
+            policy["LaunchTemplate"]["LaunchTemplateSpecification"].pop("LaunchTemplateName")
+            kwargs["mixed_instances_policy"] = policy
         return update(group, *args, **kwargs)
 
     autoscaling.FakeAutoScalingGroup.update = keep_policy
@@ -183,9 +188,7 @@ def fix_target_group_membership() -> None:
                 load_balancer_arn=None, target_group_arns=[arn], names=None
             )[0].port
             new = {(arn, state.instance.id) for state in group.instance_states} - known
-            backend.elbv2_backend.register_targets(
-                arn, [{"Id": instance, "Port": port} for _, instance in new]
-            )
+            backend.elbv2_backend.register_targets(arn, [{"Id": instance, "Port": port} for _, instance in new])
             known |= new
 
     def detach_instances(backend, group_name, instance_ids, should_decrement):
@@ -222,6 +225,24 @@ def fix_resource_based_naming() -> None:
     subnet_responses.Subnets.modify_subnet_attribute = modify_subnet_attribute
 
 
+def fix_target_group_names() -> None:
+    """AWS accepts two hyphens in a row in a target group's name, and kOps makes such names when it
+    shortens them (kOps 1.36 upup/pkg/fi/cloudup/awsup GetResourceName32).
+
+    moto refuses them. Here only the ARN has the second hyphen left out.
+    """
+    create = elbv2.ELBv2Backend.create_target_group
+
+    def create_target_group(backend, name, **kwargs):
+        if any(group.name == name for group in backend.target_groups.values()):
+            raise DuplicateTargetGroupName()
+        group = create(backend, re.sub("-+", "-", name), **kwargs)
+        group.name = name
+        return group
+
+    elbv2.ELBv2Backend.create_target_group = create_target_group
+
+
 def with_request_log(application, log: RequestLog):
     """WSGI middleware: one line for each request, written before the answer leaves.
 
@@ -237,7 +258,7 @@ def with_request_log(application, log: RequestLog):
             return start_response(line, headers, exc_info)
 
         action = _action(environ)
-        body = application(environ, remember)
+        body = list(application(environ, remember))
         scope = re.search(r"Credential=[^/]+/\d+/[^/]*/([^/]+)/", environ.get("HTTP_AUTHORIZATION", ""))
         log.write(
             method=environ["REQUEST_METHOD"],
@@ -247,6 +268,7 @@ def with_request_log(application, log: RequestLog):
             action=action,
             status=int(status[0].split(" ")[0]),
             agent=environ.get("HTTP_USER_AGENT", ""),
+            **({"error": b"".join(body).decode(errors="replace")[:500]} if status[0] >= "400" else {}),
         )
         return body
 

@@ -1,5 +1,6 @@
 """Child processes: started together, awaited together, and none left behind."""
 
+import contextlib
 import ctypes
 import os
 import random
@@ -113,10 +114,8 @@ class Component:
 
     def signal_group(self, signum: int) -> None:
         """Signals the component and whatever it started in its own group."""
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signum)
-        except ProcessLookupError:
-            pass
 
 
 def descendants(pid: int) -> list[int]:

@@ -18,6 +18,7 @@ sys.modules.setdefault("jpype", types.ModuleType("jpype"))
 sys.modules.setdefault("jpype.imports", types.ModuleType("jpype.imports"))
 
 import jsonata
+from localstack.aws import spec
 from localstack.aws.api import stepfunctions as api
 from localstack.services.stepfunctions.asl.component.common.assign.assign_template_value_terminal import (
     AssignTemplateValueTerminalLit,
@@ -76,9 +77,7 @@ def fix_jsonata_string_variables() -> None:
     """
 
     def encode(bindings):
-        return "".join(
-            f"{name}:={to_json_str(value, separators=(',', ':'))};" for name, value in bindings.items()
-        )
+        return "".join(f"{name}:={to_json_str(value, separators=(',', ':'))};" for name, value in bindings.items())
 
     jsonata_in_java.encode_jsonata_variable_declarations = encode
 
@@ -273,8 +272,14 @@ def fix_history_paging() -> None:
     _replace_operation(get_execution_history)
 
 
+def know_one_service_only() -> None:
+    """Spares the first request some seconds, in which LocalStack would read the models of all services."""
+    spec.list_services = lambda: [spec.load_service("stepfunctions")]
+
+
 def main() -> None:
     """Applies the fixes and runs LocalStack until SIGTERM."""
+    know_one_service_only()
     for name, fix in list(globals().items()):
         if name.startswith("fix_"):
             fix()

@@ -179,6 +179,12 @@ pub enum ConfigError {
     },
 }
 
+impl crate::failure::Classify for ConfigError {
+    fn kind(&self) -> crate::FailureKind {
+        crate::FailureKind::BadInput
+    }
+}
+
 impl ClustersFile {
     /// Reads the file and checks it against the deployment's limits.
     pub fn parse(text: &str, limits: &Limits) -> Result<Self, ConfigError> {

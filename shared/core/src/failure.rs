@@ -34,6 +34,30 @@ impl FailureKind {
     }
 }
 
+/// An error that knows its class, so that `?` turns it into a [`Failure`].
+pub trait Classify: std::error::Error {
+    /// Its class.
+    fn kind(&self) -> FailureKind;
+}
+
+impl<E: Classify> From<E> for Failure {
+    /// The error and its causes on one line.
+    fn from(error: E) -> Self {
+        let mut message = error.to_string();
+        let mut source = error.source();
+        while let Some(cause) = source {
+            let text = cause.to_string();
+            // Errors that show their cause themselves are not told twice.
+            if !message.contains(&text) {
+                message.push_str(": ");
+                message.push_str(&text);
+            }
+            source = cause.source();
+        }
+        Self { kind: error.kind(), message }
+    }
+}
+
 /// A failure as a run records it and as a function answers it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[error("{message}")]
@@ -50,6 +74,11 @@ impl Failure {
         Self { kind, message: message.into() }
     }
 
+    /// The class for an error of an adapter: worth a retry or not.
+    pub fn transient_or(transient: bool, otherwise: FailureKind) -> FailureKind {
+        if transient { FailureKind::Transient } else { otherwise }
+    }
+
     /// Shortcut for [`FailureKind::BadInput`].
     pub fn bad_input(message: impl Into<String>) -> Self {
         Self::new(FailureKind::BadInput, message)
@@ -58,5 +87,26 @@ impl Failure {
     /// Shortcut for [`FailureKind::LockLost`].
     pub fn lock_lost(message: impl Into<String>) -> Self {
         Self::new(FailureKind::LockLost, message)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("the store failed")]
+    struct Outer(#[source] std::io::Error);
+
+    impl Classify for Outer {
+        fn kind(&self) -> FailureKind {
+            Failure::transient_or(true, FailureKind::Failed)
+        }
+    }
+
+    #[test]
+    fn causes_are_told_once() {
+        let failure = Failure::from(Outer(std::io::Error::other("no route")));
+        assert_eq!((failure.kind.error_name(), failure.message.as_str()), ("Kopsline.Transient", "the store failed: no route"));
     }
 }

@@ -15,6 +15,12 @@ pub struct InvalidId {
     pub remedy: &'static str,
 }
 
+impl crate::failure::Classify for InvalidId {
+    fn kind(&self) -> crate::FailureKind {
+        crate::FailureKind::BadInput
+    }
+}
+
 fn invalid(what: &'static str, value: &str, remedy: &'static str) -> InvalidId {
     InvalidId { what, value: value.chars().take(80).collect(), remedy }
 }

@@ -13,6 +13,6 @@ pub mod run;
 
 pub use approval::{Approval, ApprovalId, Decision, Gate};
 pub use config::{ClusterConfig, ClustersFile};
-pub use failure::{Failure, FailureKind};
+pub use failure::{Classify, Failure, FailureKind};
 pub use ids::{ClusterName, CommitId, InvalidId, RunId, StateStoreUri};
 pub use run::{Event, Run, RunState, Stage, StageRecord, StageState};

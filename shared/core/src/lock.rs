@@ -35,6 +35,9 @@ pub struct Holder {
     pub expires_at: Timestamp,
     /// Whether the state store has been changed for a plan that is not applied yet; whoever takes over must restore it first.
     pub unapplied: bool,
+    /// A dead holder before this one whose unapplied change is to be restored first; cleared when that is done.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restores: Option<Claim>,
 }
 
 /// The lock of one cluster.
@@ -131,14 +134,19 @@ impl ClusterLock {
             let lock = (!known).then(|| Self { waiting: Some(me.clone()), ..self.clone() });
             return Acquire::Wait { lock, holder: holder.claim.run.clone() };
         }
-        let abandoned = self.holder.as_ref().filter(|holder| holder.unapplied).map(|holder| holder.claim.clone());
+        // A holder that died before it restored what it found hands that on: its own change cannot have begun.
+        let abandoned = self.holder.as_ref().and_then(|holder| match &holder.restores {
+            Some(earlier) => Some(earlier.clone()),
+            None => holder.unapplied.then(|| holder.claim.clone()),
+        });
         let lock = Self {
             fence: self.fence.saturating_add(1),
             holder: Some(Holder {
                 claim: me.clone(),
                 execution: execution.to_owned(),
                 expires_at: later(now, WORKING_LEASE),
-                unapplied: abandoned.is_some(),
+                unapplied: false,
+                restores: abandoned.clone(),
             }),
             waiting: self.waiting.clone().filter(|waiting| waiting.run != me.run),
             last: Some(me.clone()),
@@ -154,6 +162,11 @@ impl ClusterLock {
     /// The lock with the mark that the state store holds an unapplied change, or holds none any more.
     pub fn mark_unapplied(&self, run: &RunId, unapplied: bool) -> Result<Self, LockLost> {
         self.held(run, |holder| holder.unapplied = unapplied)
+    }
+
+    /// The lock with the mark that what the holder found is restored.
+    pub fn mark_restored(&self, run: &RunId) -> Result<Self, LockLost> {
+        self.held(run, |holder| holder.restores = None)
     }
 
     /// The lock without its holder. `None` when the run does not hold it: releasing twice is no error.
@@ -261,6 +274,11 @@ mod tests {
         for (alive, now) in [(false, 1), (true, 3600)] {
             let Acquire::Take { lock, abandoned } = held.acquire(&claim(2, 1), "arn", at(now), alive, line(2)) else { panic!() };
             assert_eq!((lock.fence, abandoned), (2, Some(claim(1, 0))));
+            // The next one dies, too, before it has restored anything.
+            let Acquire::Take { abandoned, .. } = lock.acquire(&claim(3, 2), "arn", at(now), false, line(3)) else { panic!() };
+            assert_eq!(abandoned, Some(claim(1, 0)));
+            let restored = lock.mark_restored(&claim(2, 1).run).unwrap();
+            let Acquire::Take { abandoned: None, .. } = restored.acquire(&claim(3, 2), "arn", at(now), false, line(3)) else { panic!() };
             assert_eq!(lock.renew(&claim(1, 0).run, at(9999)), Err(LockLost { holder: Some(claim(2, 1).run) }));
         }
         let Acquire::Take { abandoned: None, .. } = take(&ClusterLock::default(), 1, 0).acquire(&claim(2, 1), "arn", at(1), false, line(2))

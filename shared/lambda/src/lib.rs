@@ -3,6 +3,7 @@
 //! A function's `main` is three lines: [`telemetry::init`], a context of the clients it needs, [`serve`] with its handler.
 
 pub mod clients;
+pub mod dry_run;
 pub mod metrics;
 mod serve;
 pub mod settings;

@@ -54,21 +54,22 @@ where
                 Err(error) => Err(Failure::bad_input(format!("the event of {function} cannot be read: {error}"))),
             };
             let answer = answer.and_then(|answer| {
-                serde_json::to_value(answer).map_err(|error| Failure::bad_input(format!("the answer of {function} cannot be written: {error}")))
+                serde_json::to_value(answer)
+                    .map_err(|error| Failure::bad_input(format!("the answer of {function} cannot be written: {error}")))
             });
             let outcome = match &answer {
-                Ok(answer) => answer.get("outcome").and_then(Value::as_str).unwrap_or("ok"),
-                Err(failure) => failure.kind.error_name(),
+                Ok(answer) => answer.get("outcome").and_then(Value::as_str).unwrap_or("ok").to_owned(),
+                Err(failure) => failure.kind.error_name().to_owned(),
             };
-            metrics::invocation(function, outcome, started.elapsed(), cold, Timestamp::now());
+            metrics::invocation(function, &outcome, started.elapsed(), cold, Timestamp::now());
             match answer {
                 Ok(answer) => {
                     tracing::info!(outcome, "done");
                     Ok(answer)
                 }
                 Err(failure) => {
-                    tracing::error!(error = failure.kind.error_name(), cause = %failure.message, "failed");
-                    Err(Diagnostic { error_type: failure.kind.error_name().to_owned(), error_message: failure.message })
+                    tracing::error!(error = outcome, cause = %failure.message, "failed");
+                    Err(Diagnostic { error_type: outcome, error_message: failure.message })
                 }
             }
         }

@@ -5,8 +5,8 @@
 //! after it is stored. Semantics are those of kOps 1.36 (`pkg/instancegroups`, `upup/pkg/fi/cloudup/awsup`); where this
 //! crate differs on purpose, the item's documentation says so.
 
-mod inventory;
 mod invariants;
+mod inventory;
 mod planner;
 mod preview;
 mod settings;
@@ -21,14 +21,14 @@ mod cases;
 mod properties;
 
 pub use inventory::{
-    CloudGroup, Instance, Inventory, InventoryError, LaunchTemplateRef, LaunchTemplateVersions, NodeFacts, RawGroup, RawInstance, RawInventory,
-    RawMember, Status, classify,
+    CloudGroup, Instance, Inventory, InventoryError, LaunchTemplateRef, LaunchTemplateVersions, NodeFacts, RawGroup, RawInstance,
+    RawInventory, RawMember, Status, classify,
 };
 pub use planner::{Command, CommandError, CommandResult, Decision, Observation, Until, WaitReason, next};
 pub use preview::{Preview, PreviewRow, Replacement, preview};
 pub use settings::{FieldError, FieldErrorKind, IntOrString, NotAPercentage, RollingUpdate, Settings};
 pub use spec::{ClusterSpec, GroupSpec, Manager, Role, Selection, SelectionError, SpecError};
 pub use state::{
-    Gate, GroupPhase, GroupRoll, InstancePhase, InstanceRoll, Leftover, Origin, Outcome, Replaced, RollOptions, RollState, SCHEMA_VERSION, StateError,
-    Summary,
+    Gate, GroupPhase, GroupRoll, InstancePhase, InstanceRoll, Leftover, Origin, Outcome, Replaced, RollOptions, RollState, SCHEMA_VERSION,
+    StateError, Summary,
 };

@@ -31,7 +31,8 @@ impl IntOrString {
         match self {
             Self::Int(number) => Ok(i64::from(*number)),
             Self::Text(text) => {
-                let percent = text.strip_suffix('%').and_then(|number| number.parse::<i32>().ok()).ok_or_else(|| NotAPercentage(text.clone()))?;
+                let percent =
+                    text.strip_suffix('%').and_then(|number| number.parse::<i32>().ok()).ok_or_else(|| NotAPercentage(text.clone()))?;
                 let product = i64::from(percent).saturating_mul(i64::try_from(total).unwrap_or(i64::MAX));
                 Ok(match rounding {
                     Rounding::Down => product.div_euclid(100),

@@ -145,7 +145,8 @@ impl GroupSpec {
     pub fn from_json(group: &Value) -> Result<Self, SpecError> {
         let name = object_name(group, "InstanceGroup")?;
         let text = |field: &str| group.pointer(field).and_then(Value::as_str).unwrap_or_default();
-        let role = Role::parse(text("/spec/role")).ok_or_else(|| SpecError::UnknownRole { group: name.clone(), role: text("/spec/role").to_owned() })?;
+        let role = Role::parse(text("/spec/role"))
+            .ok_or_else(|| SpecError::UnknownRole { group: name.clone(), role: text("/spec/role").to_owned() })?;
         let manager = match text("/spec/manager") {
             "" | "CloudGroup" => Manager::CloudGroup,
             "Karpenter" => Manager::Karpenter,
@@ -231,7 +232,10 @@ mod tests {
     #[test]
     fn row_8_unknown_role_is_an_error_before_anything_is_touched() {
         let error = GroupSpec::from_json(&json!({"metadata": {"name": "node-1"}, "spec": {"role": "Unknown"}})).unwrap_err();
-        assert_eq!(error.to_string(), r#"instance group "node-1" has the unknown role "Unknown"; use ControlPlane, APIServer, Node or Bastion"#);
+        assert_eq!(
+            error.to_string(),
+            r#"instance group "node-1" has the unknown role "Unknown"; use ControlPlane, APIServer, Node or Bastion"#
+        );
     }
 
     #[test]
@@ -256,8 +260,11 @@ mod tests {
     #[test]
     fn names_and_roles_intersect() {
         let group = |name: &str, role: &str| json!({"metadata": {"name": name}, "spec": {"role": role}});
-        let spec =
-            ClusterSpec::from_json(&json!({"metadata": {"name": "c"}}), &[group("a", "Node"), group("b", "Node"), group("cp", "ControlPlane")]).unwrap();
+        let spec = ClusterSpec::from_json(
+            &json!({"metadata": {"name": "c"}}),
+            &[group("a", "Node"), group("b", "Node"), group("cp", "ControlPlane")],
+        )
+        .unwrap();
         let resolve = |names: &[&str], roles: &[Role]| {
             Selection { instance_groups: names.iter().map(|&name| name.to_owned()).collect(), roles: roles.to_vec() }
                 .resolve(&spec)

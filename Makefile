@@ -1,0 +1,29 @@
+# The commands of this repository; `make help` lists them. Arguments go along as in `make demo ARGS=--interactive`.
+.DEFAULT_GOAL := help
+ARGS ?=
+
+.PHONY: help setup demo test bench lint build clean
+
+help: ## list these commands
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 8
+
+demo: ## a whole run on a sample cluster in emulated AWS, from nothing to a page that shows it
+	@tools/demo $(ARGS)
+
+test: ## every test, end to end included; ends with one line of counts
+	@tools/test $(ARGS)
+
+bench: ## times and sizes against bare kops
+	@tools/bench $(ARGS)
+
+setup: ## install what demo and test need, into the user's cache
+	@tools/kops/get >/dev/null & kops=$$!; tools/setup --test && wait $$kops
+
+build: ## the functions for Lambda on this machine's architecture, and the kopsline command
+	@tools/build $(ARGS)
+
+lint: ## formatting, clippy, state machines, template
+	@tools/test format machines lint tools
+
+clean: ## remove what was built here; what was fetched stays in the user's cache
+	@rm -rf target .aws-sam .kopsline tools/node_modules

@@ -1,0 +1,1 @@
+"""`sam local invoke` of every function, in containers, against the local stack."""
