@@ -2,7 +2,7 @@
 .DEFAULT_GOAL := help
 ARGS ?=
 
-.PHONY: help setup demo test bench lint build clean
+.PHONY: help setup demo test lint build clean
 
 help: ## list these commands
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 8
@@ -12,9 +12,6 @@ demo: ## a whole run on a sample cluster in emulated AWS, from nothing to a page
 
 test: ## every test, end to end included; ends with one line of counts
 	@tools/test $(ARGS)
-
-bench: ## times and sizes against bare kops
-	@tools/bench $(ARGS)
 
 setup: ## install what demo and test need, into the user's cache
 	@tools/kops/get >/dev/null & kops=$$!; tools/setup --test && wait $$kops

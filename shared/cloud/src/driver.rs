@@ -241,14 +241,15 @@ async fn round(roll: &Roll<'_>, saved: Option<Saved>, inventory: &Inventory) -> 
     let mut results = Vec::new();
     loop {
         let decision = next(&state, &Observation { now: roll.clock.now(), inventory, results: &results });
-        let version = match version.take() {
+        let stored = match version {
             Some(version) if decision.state == state => version,
             expected => save(roll.checkpoints, &decision.state, expected.as_deref()).await?,
         };
         state = decision.state;
         if decision.commands.is_empty() {
-            return Ok((Saved { state, version }, decision.wait));
+            return Ok((Saved { state, version: stored }, decision.wait));
         }
+        version = Some(stored);
         results = execute(roll.cloud, decision.commands).await;
     }
 }

@@ -2,6 +2,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use aws_sdk_autoscaling::operation::describe_auto_scaling_groups::DescribeAutoScalingGroupsOutput;
 use aws_sdk_autoscaling::operation::describe_warm_pool::DescribeWarmPoolOutput;
+use aws_sdk_ec2::config::{AsyncSleep, SharedAsyncSleep, Sleep};
 use aws_sdk_ec2::error::ErrorMetadata;
 use aws_sdk_ec2::operation::describe_instances::DescribeInstancesOutput;
 use aws_sdk_ec2::operation::describe_launch_templates::DescribeLaunchTemplatesOutput;
@@ -9,6 +10,17 @@ use aws_sdk_ec2::operation::terminate_instances::{TerminateInstancesError, Termi
 use aws_smithy_mocks::{MockResponseInterceptor, Rule, RuleMode, create_mock_http_client, mock};
 
 use super::*;
+
+/// Skips the pauses between retries (less than 5 s), not the timeouts.
+#[derive(Debug)]
+struct Impatient;
+
+impl AsyncSleep for Impatient {
+    fn sleep(&self, duration: Duration) -> Sleep {
+        let pause = if duration < Duration::from_secs(5) { Duration::ZERO } else { duration };
+        Sleep::new(tokio::time::sleep(pause))
+    }
+}
 
 /// A cloud that answers by these rules; its timeouts and retries are the real ones.
 fn cloud(ec2_rules: &[&Rule], autoscaling_rules: &[&Rule]) -> AwsCloud {
@@ -20,12 +32,14 @@ fn cloud(ec2_rules: &[&Rule], autoscaling_rules: &[&Rule]) -> AwsCloud {
         .behavior_version(BehaviorVersion::latest())
         .region(Region::from_static("eu-west-1"))
         .credentials_provider(credentials.clone())
+        .sleep_impl(SharedAsyncSleep::new(Impatient))
         .http_client(create_mock_http_client())
         .interceptor(interceptor(ec2_rules));
     let autoscaling = aws_sdk_autoscaling::Config::builder()
         .behavior_version(BehaviorVersion::latest())
         .region(Region::from_static("eu-west-1"))
         .credentials_provider(credentials)
+        .sleep_impl(SharedAsyncSleep::new(Impatient))
         .http_client(create_mock_http_client())
         .interceptor(interceptor(autoscaling_rules));
     AwsCloud::from_builders(ec2, autoscaling)
@@ -179,7 +193,7 @@ async fn a_protected_instance_is_refused_for_good() {
 const THROTTLED: &str =
     "<Response><Errors><Error><Code>RequestLimitExceeded</Code><Message>slow down</Message></Error></Errors></Response>";
 
-#[tokio::test(start_paused = true)]
+#[tokio::test]
 async fn throttling_is_retried_and_then_reported_as_passing() {
     let recovers = mock!(aws_sdk_ec2::Client::describe_instances)
         .sequence()
@@ -198,15 +212,15 @@ async fn throttling_is_retried_and_then_reported_as_passing() {
     assert_eq!(never.num_calls(), 5);
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test]
 async fn an_unreachable_service_is_named_with_its_attempts() {
+    let credentials = aws_sdk_ec2::config::Credentials::new("id", "secret", None, None, "tests");
     let config = aws_config::SdkConfig::builder()
         .behavior_version(BehaviorVersion::latest())
         .region(Region::from_static("eu-west-1"))
         .endpoint_url("http://127.0.0.1:9")
-        .credentials_provider(aws_sdk_ec2::config::SharedCredentialsProvider::new(aws_sdk_ec2::config::Credentials::new(
-            "id", "secret", None, None, "tests",
-        )))
+        .sleep_impl(SharedAsyncSleep::new(Impatient))
+        .credentials_provider(aws_sdk_ec2::config::SharedCredentialsProvider::new(credentials))
         .build();
     let results = AwsCloud::new(&config).terminate(&ids(&["i-1"])).await;
     let error = results[0].1.as_ref().unwrap_err();
