@@ -15,7 +15,7 @@ use crate::executions::{self, Outcome};
 use crate::output::{self, Format, Paint, Style, Table};
 
 /// How long the answer may take: the state machine retries what is transient.
-const AT_MOST: Duration = Duration::from_secs(300);
+const AT_MOST: Duration = Duration::from_mins(5);
 /// How much of a plan is shown before the question.
 const PLAN_LINES: usize = 60;
 

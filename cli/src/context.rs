@@ -1,6 +1,7 @@
 //! Where things are, and the clients that reach them.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,6 +16,8 @@ use serde::{Deserialize, Serialize};
 
 /// The folder of `kopsline local`, at the root of this repository; not committed.
 pub(crate) const LOCAL_FOLDER: &str = ".kopsline";
+/// Locked by the `kopsline local` that runs.
+pub(crate) const LOCK_FILE: &str = "lock";
 const LOCAL_FILE: &str = "local.json";
 
 /// The options that say where things are. `sam deploy` prints the values as outputs of the stack.
@@ -62,21 +65,40 @@ pub(crate) struct LocalDeployment {
 }
 
 impl LocalDeployment {
-    /// Writes the description for other processes; returns its path.
-    pub(crate) fn write(&self, folder: &Path) -> anyhow::Result<PathBuf> {
+    /// Writes the description for other processes.
+    pub(crate) fn write(&self, folder: &Path) -> anyhow::Result<()> {
         let path = folder.join(LOCAL_FILE);
-        std::fs::write(&path, serde_json::to_vec_pretty(self)?).with_context(|| format!("cannot write {}", path.display()))?;
-        Ok(path)
+        std::fs::write(&path, serde_json::to_vec_pretty(self)?).with_context(|| format!("cannot write {}", path.display()))
+    }
+
+    /// Removes the description of what does not run any more.
+    pub(crate) fn forget(folder: &Path) -> anyhow::Result<()> {
+        let path = folder.join(LOCAL_FILE);
+        match std::fs::remove_file(&path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(error).with_context(|| format!("cannot remove {}", path.display()))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Reads the description from `.kopsline/` here or in a folder above.
     fn find() -> anyhow::Result<Self> {
         let here = std::env::current_dir().context("cannot tell the current folder")?;
-        let Some(path) = here.ancestors().map(|folder| folder.join(LOCAL_FOLDER).join(LOCAL_FILE)).find(|path| path.is_file()) else {
-            bail!(
-                "no {LOCAL_FOLDER}/{LOCAL_FILE} here or above: `kopsline local` writes it while it runs; start that first, in another terminal"
-            );
-        };
+        let found = here.ancestors().map(|folder| folder.join(LOCAL_FOLDER)).find(|folder| folder.join(LOCAL_FILE).is_file());
+        let folder = found.with_context(|| {
+            format!("no {LOCAL_FOLDER}/{LOCAL_FILE} here or above: `kopsline local` writes it while it runs; start that first, in another terminal")
+        })?;
+        Self::read(&folder)
+    }
+
+    fn read(folder: &Path) -> anyhow::Result<Self> {
+        let path = folder.join(LOCAL_FILE);
+        // Who runs the deployment holds the lock; the kernel takes it from one that was killed.
+        let free = File::open(folder.join(LOCK_FILE)).is_ok_and(|lock| lock.try_lock_shared().is_ok());
+        if free {
+            bail!("{} is left over from a `kopsline local` that was killed: start it again", path.display());
+        }
         let text = std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
         serde_json::from_slice(&text)
             .with_context(|| format!("{} is not of this version of kopsline; start `kopsline local` again", path.display()))
@@ -207,8 +229,14 @@ mod tests {
             kops: "/kops".into(),
             kops_env: env.into(),
         };
-        let path = local.write(folder.path()).unwrap();
-        assert_eq!(serde_json::from_slice::<LocalDeployment>(&std::fs::read(path).unwrap()).unwrap(), local);
+        local.write(folder.path()).unwrap();
+        let lock = File::create(folder.path().join(LOCK_FILE)).unwrap();
+        lock.try_lock().unwrap();
+        assert_eq!(LocalDeployment::read(folder.path()).unwrap(), local);
+        drop(lock);
+        assert!(LocalDeployment::read(folder.path()).unwrap_err().to_string().contains("killed"));
+        LocalDeployment::forget(folder.path()).unwrap();
+        LocalDeployment::forget(folder.path()).unwrap();
         let context = Context::of_local(local).await.unwrap();
         assert_eq!((context.run_bucket().unwrap(), context.approve_arn().unwrap()), ("runs", "arn:approve"));
         assert_eq!(context.sdk.endpoint_url(), Some("http://127.0.0.1:1"));

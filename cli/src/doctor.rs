@@ -169,13 +169,11 @@ async fn kops(context: &Context, args: &Args) -> Check {
                 Err(error) => tried.push(format!("{error:#}")),
             }
         }
-        match at {
-            Some(at) => found.push(format!("{version} from {at}")),
-            None => {
-                let remedy = "put the binary and its kops.sha256 into the run bucket under kops/<version>/linux/<arch>/, or open the way to kOps' releases";
-                return Check::fail(NAME, format!("{version} cannot be had: {}", tried.join("; ")), remedy);
-            }
-        }
+        let Some(at) = at else {
+            let remedy = "put the binary and its kops.sha256 into the run bucket under kops/<version>/linux/<arch>/, or open the way to kOps' releases";
+            return Check::fail(NAME, format!("{version} cannot be had: {}", tried.join("; ")), remedy);
+        };
+        found.push(format!("{version} from {at}"));
     }
     Check::ok(NAME, found.join(", "))
 }

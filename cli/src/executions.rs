@@ -35,6 +35,11 @@ pub(crate) async fn start(client: &Client, machine: &str, name: &str, input: &Va
     }
 }
 
+/// The ARN of the execution with this name of a state machine.
+pub(crate) fn arn(machine: &str, name: &str) -> String {
+    format!("{}:{name}", machine.replacen(":stateMachine:", ":execution:", 1))
+}
+
 /// Waits until an execution has ended.
 pub(crate) async fn wait(client: &Client, execution: &str, at_most: Duration) -> anyhow::Result<Outcome> {
     let deadline = Instant::now() + at_most;
@@ -90,6 +95,12 @@ where
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_executions_arn_follows_from_its_machine() {
+        let machine = "arn:aws:states:us-east-1:000000000000:stateMachine:kopsline-pipeline";
+        assert_eq!(arn(machine, "demo-1"), "arn:aws:states:us-east-1:000000000000:execution:kopsline-pipeline:demo-1");
+    }
 
     #[test]
     fn a_functions_message_is_unwrapped() {

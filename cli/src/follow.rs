@@ -55,7 +55,7 @@ pub(crate) fn changes(before: Option<&Run>, after: &Run) -> Vec<Change> {
             if entered || old.is_some_and(|old| !old.state.is_final()) {
                 changes.push(Change::Left { record: record.clone() });
             }
-        } else if !record.note.is_empty() && old.is_none_or(|old| entered || old.note != record.note) {
+        } else if !record.note.is_empty() && old.is_none_or(|old| old.note != record.note) {
             changes.push(Change::Note { stage: record.stage, note: record.note.clone() });
         }
     }

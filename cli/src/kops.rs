@@ -16,7 +16,7 @@ const CACHE_LIMIT: u64 = 2 * 1024 * 1024 * 1024;
 /// Options of commands that run kops.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub(crate) struct KopsArgs {
-    /// Where kops comes from: s3://bucket/prefix or https:// addresses with a release's layout, tried in their order
+    /// Where kops comes from: buckets (s3:) and addresses (https:) with a release's layout, tried in their order
     #[arg(long, value_name = "URL,...", value_delimiter = ',', env = "KOPSLINE_KOPS_SOURCE")]
     kops_source: Vec<String>,
     /// kops' feature flags; a plan is the deployment's only with the deployment's flags

@@ -30,7 +30,7 @@ use crate::output::{Format, Paint, Style};
 /// The exit code of a command that worked, with another answer than the wished-for one.
 const NOT_AS_WISHED: u8 = 3;
 
-/// GitOps for kOps clusters: what runs, what waits for whom, and what a change would do.
+/// Clusters of kOps changed by merges: what runs, what waits for whom, and what a change would do
 #[derive(Debug, Parser)]
 #[command(
     name = "kopsline",

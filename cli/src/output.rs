@@ -175,13 +175,26 @@ pub(crate) fn shorten(text: &str, most: usize) -> String {
     short
 }
 
-/// Every line of a text behind some spaces.
+/// Every line of a text behind some spaces, its tabs expanded first: kops' tables are made for tab stops from the first
+/// column on.
 pub(crate) fn indented(text: &str, by: usize) -> String {
     let indent = " ".repeat(by);
     text.lines().fold(String::new(), |mut out, line| {
-        let _ = writeln!(out, "{}", format!("{indent}{line}").trim_end());
+        let _ = writeln!(out, "{}", format!("{indent}{}", without_tabs(line)).trim_end());
         out
     })
+}
+
+fn without_tabs(line: &str) -> String {
+    const STOP: usize = 8;
+    let mut column = 0;
+    let mut expanded = String::with_capacity(line.len());
+    for c in line.chars() {
+        let width = if c == '\t' { STOP - column % STOP } else { 1 };
+        column += width;
+        if c == '\t' { expanded.push_str(&" ".repeat(width)) } else { expanded.push(c) }
+    }
+    expanded
 }
 
 /// A duration with as much precision as a person wants: `0.4 s`, `12 s`, `3 min 05 s`, `2 h 10 min`, `3 d 4 h`.
@@ -267,6 +280,11 @@ mod tests {
     fn other_peoples_texts_cannot_drive_the_terminal() {
         assert_eq!(printable("a\u{1b}[2Jb\r\u{7}\nc"), "a\u{fffd}[2Jb\u{fffd}\u{fffd}\nc");
         assert_eq!(one_line("a\nb"), "a b");
+    }
+
+    #[test]
+    fn tables_of_tabs_stay_aligned() {
+        assert_eq!(indented("NAME\tMIN\nnodes-long\t1\n\n", 3), "   NAME    MIN\n   nodes-long      1\n\n");
     }
 
     #[test]

@@ -76,7 +76,7 @@ pub(crate) async fn run(context: &Context, format: Format, args: &Args) -> anyho
         let names: Vec<&str> = file.clusters.iter().map(|cluster| cluster.name.as_str()).collect();
         bail!("{FILE_NAME} has no such cluster; it has {}", if names.is_empty() { "none".to_owned() } else { names.join(", ") });
     }
-    let progress = if format == Format::Json { Progress::silent() } else { Progress::new() };
+    let progress = if format == Format::Json { Progress::silent() } else { Progress::aside() };
     let binaries = args.kops.binaries(context)?;
     let mut outcomes = Vec::new();
     for cluster in wanted {

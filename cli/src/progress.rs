@@ -26,6 +26,8 @@ enum Kind {
     Lively,
     /// Lines alone.
     Plain,
+    /// Lines alone, beside a result that has standard output for itself.
+    Aside,
     /// Nothing at all.
     Silent,
 }
@@ -43,6 +45,12 @@ impl Progress {
     pub(crate) fn new() -> Self {
         let lively = std::io::stderr().is_terminal() && std::io::stdout().is_terminal();
         Self::of(if lively { Kind::Lively } else { Kind::Plain })
+    }
+
+    /// Progress beside a result, which alone goes to standard output.
+    pub(crate) fn aside() -> Self {
+        let lively = std::io::stderr().is_terminal() && std::io::stdout().is_terminal();
+        Self::of(if lively { Kind::Lively } else { Kind::Aside })
     }
 
     /// None at all, for programs that read the result.
@@ -66,8 +74,10 @@ impl Progress {
 
     /// Prints a text of lines that stays.
     pub(crate) fn text(&self, text: &str) {
-        if self.kind != Kind::Silent {
-            self.bar.suspend(|| output::print(text));
+        match self.kind {
+            Kind::Lively | Kind::Plain => self.bar.suspend(|| output::print(text)),
+            Kind::Aside => eprint!("{text}"),
+            Kind::Silent => {}
         }
     }
 
@@ -81,7 +91,7 @@ impl Progress {
             self.bar.set_message(output::one_line(what));
             self.bar.enable_steady_tick(Duration::from_millis(120));
         }
-        if self.kind == Kind::Plain && !wait.said && !what.is_empty() && wait.since.elapsed() >= PATIENCE {
+        if matches!(self.kind, Kind::Plain | Kind::Aside) && !wait.said && !what.is_empty() && wait.since.elapsed() >= PATIENCE {
             wait.said = true;
             self.say(&format!("{:>GUTTER$}  … {}", "", output::one_line(what)));
         }

@@ -1,5 +1,6 @@
 //! `kopsline status`: the newest runs, or one run in full.
 
+use std::fmt::Write as _;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -203,7 +204,7 @@ fn describe(detail: &Detail, now: Timestamp, style: Style) -> String {
     }
     let waits = follow::waits_for(run);
     if !waits.is_empty() {
-        text.push_str(&format!("\nwaits for: {}\n", style.paint(Paint::Attention, &waits)));
+        let _ = writeln!(text, "\nwaits for: {}", style.paint(Paint::Attention, &waits));
     }
     text
 }

@@ -3,12 +3,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::Context as _;
+use aws_sdk_autoscaling::types::AutoScalingGroup;
+use aws_sdk_ec2::types::Reservation;
 
 use crate::context::Context;
 use crate::executions::aws_error;
 use crate::output::{self, Paint, Table};
 
-/// DescribeInstances takes this many ids at most.
+/// `DescribeInstances` takes this many ids at most.
 const IDS_AT_ONCE: usize = 200;
 
 /// An Auto Scaling group.
@@ -39,14 +41,14 @@ pub(crate) async fn groups(context: &Context) -> anyhow::Result<Vec<Group>> {
         found.push(group.map_err(|error| aws_error(&error)).context("DescribeAutoScalingGroups failed")?);
     }
     let ids: Vec<String> =
-        found.iter().flat_map(|group| group.instances()).filter_map(|instance| instance.instance_id().map(str::to_owned)).collect();
+        found.iter().flat_map(AutoScalingGroup::instances).filter_map(|instance| instance.instance_id().map(str::to_owned)).collect();
     let types = machine_types(context, &ids).await?;
     let mut groups: Vec<Group> = found.iter().map(|group| group_of(group, &types)).collect();
     groups.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(groups)
 }
 
-fn group_of(group: &aws_sdk_autoscaling::types::AutoScalingGroup, types: &BTreeMap<String, String>) -> Group {
+fn group_of(group: &AutoScalingGroup, types: &BTreeMap<String, String>) -> Group {
     let instances = group.instances().iter().map(|instance| {
         let id = instance.instance_id().unwrap_or_default().to_owned();
         Instance {
@@ -71,7 +73,7 @@ async fn machine_types(context: &Context, ids: &[String]) -> anyhow::Result<BTre
     for ids in ids.chunks(IDS_AT_ONCE) {
         let answer = ec2.describe_instances().set_instance_ids(Some(ids.to_vec())).send().await;
         let answer = answer.map_err(|error| aws_error(&error)).context("DescribeInstances failed")?;
-        for instance in answer.reservations().iter().flat_map(|reservation| reservation.instances()) {
+        for instance in answer.reservations().iter().flat_map(Reservation::instances) {
             let running =
                 instance.state().and_then(|state| state.name()).is_some_and(|name| matches!(name.as_str(), "running" | "pending"));
             if let (Some(id), Some(machine_type), true) = (instance.instance_id(), instance.instance_type(), running) {
@@ -82,20 +84,39 @@ async fn machine_types(context: &Context, ids: &[String]) -> anyhow::Result<BTre
     Ok(types)
 }
 
-/// The groups as a table.
-pub(crate) fn table(groups: &[Group]) -> Table {
-    let mut table = Table::new(&["AUTO SCALING GROUP", "MIN", "DESIRED", "MAX", "MACHINE TYPE", "INSTANCES"]);
-    for group in groups {
+/// How many instances are there now that were not before.
+pub(crate) fn new_instances(before: &[Group], now: &[Group]) -> usize {
+    let old = ids(before);
+    ids(now).into_iter().filter(|id| !old.contains(id)).count()
+}
+
+fn ids(groups: &[Group]) -> BTreeSet<&str> {
+    groups.iter().flat_map(|group| &group.instances).map(|instance| instance.id.as_str()).collect()
+}
+
+/// The groups as a table; with what was there before, how many of their instances are new.
+pub(crate) fn table(before: &[Group], now: &[Group]) -> Table {
+    let mut header = vec!["AUTO SCALING GROUP", "MIN", "DESIRED", "MAX", "MACHINE TYPE", "INSTANCES"];
+    if !before.is_empty() {
+        header.insert(5, "NEW");
+    }
+    let mut table = Table::new(&header);
+    for group in now {
         let types: BTreeSet<&str> = group.instances.iter().map(|instance| instance.machine_type.as_str()).collect();
         let instances: Vec<String> = group.instances.iter().map(|instance| format!("{} ({})", instance.id, instance.zone)).collect();
-        table.row([
+        let mut row = vec![
             (group.name.clone(), Paint::Plain),
             (group.min.to_string(), Paint::Plain),
             (group.desired.to_string(), Paint::Plain),
             (group.max.to_string(), Paint::Plain),
             (types.into_iter().collect::<Vec<_>>().join(", "), Paint::Plain),
-            (output::shorten(&instances.join(", "), 110), Paint::Dim),
-        ]);
+        ];
+        if !before.is_empty() {
+            let new = new_instances(before, std::slice::from_ref(group));
+            row.push((format!("{new} of {}", group.instances.len()), if new > 0 { Paint::Good } else { Paint::Plain }));
+        }
+        row.push((output::shorten(&instances.join(", "), 110), Paint::Dim));
+        table.row(row);
     }
     table
 }
@@ -109,13 +130,13 @@ mod tests {
     fn groups_are_shown_with_their_machine_types() {
         let instance =
             |id: &str, machine_type: &str| Instance { id: id.into(), zone: "us-east-1a".into(), machine_type: machine_type.into() };
-        let group = Group {
-            name: "nodes.demo".into(),
-            min: 1,
-            desired: 2,
-            max: 3,
-            instances: vec![instance("i-1", "m6i.large"), instance("i-2", "m6i.xlarge")],
-        };
-        insta::assert_snapshot!(table(&[group]).render(Style::plain(), 0));
+        let group = |instances| Group { name: "nodes.demo".into(), min: 1, desired: 2, max: 3, instances };
+        let before = [group(vec![instance("i-1", "m6i.large")])];
+        let now = [group(vec![instance("i-1", "m6i.large"), instance("i-2", "m6i.xlarge")])];
+        insta::assert_snapshot!(format!(
+            "{}\n{}",
+            table(&[], &now).render(Style::plain(), 0),
+            table(&before, &now).render(Style::plain(), 0)
+        ));
     }
 }

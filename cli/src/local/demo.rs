@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use kopsline_core::{Run, RunId, RunState};
 
 use crate::context::Context;
-use crate::local::cloud;
+use crate::local::cloud::{self, Group};
 use crate::local::guide::Guide;
 use crate::local::project::Project;
 use crate::local::repository::{self, Merged, Repository};
@@ -81,7 +81,7 @@ pub(crate) async fn play(stage: &Stage<'_>) -> anyhow::Result<Result> {
     let created = run.state == RunState::Succeeded;
     result.runs.push(run);
     if created {
-        stage.show_cloud("What the cloud has now, asked of EC2 and Auto Scaling").await?;
+        let before = stage.show_cloud(&[]).await?;
 
         stage.title("Second merge: a larger machine type for nodes-general, a new label for nodes-batch");
         let larger = sample.changed(&[BIGGER_NODES])?;
@@ -93,7 +93,10 @@ pub(crate) async fn play(stage: &Stage<'_>) -> anyhow::Result<Result> {
         let rolled = run.state == RunState::Succeeded;
         result.runs.push(run);
         if rolled {
-            stage.show_cloud("What the cloud has now: every node of both groups is new").await?;
+            let after = stage.show_cloud(&before).await?;
+            if cloud::new_instances(&before, &after) == 0 {
+                bail!("the run succeeded, but no instance is new");
+            }
         }
     }
     stage.finish(&guide, &mut result).await?;
@@ -123,16 +126,18 @@ impl Stage<'_> {
         guide.follow(run).await
     }
 
-    async fn show_cloud(&self, title: &str) -> anyhow::Result<()> {
-        self.title(title);
+    /// Shows what is there, and returns it; what was not there before counts as new.
+    async fn show_cloud(&self, before: &[Group]) -> anyhow::Result<Vec<Group>> {
+        self.title("What the cloud has now, asked of EC2 and Auto Scaling");
         let groups = cloud::groups(self.context).await?;
         if groups.is_empty() {
             bail!("the run succeeded, but Auto Scaling has no group");
         }
-        self.progress.text(&cloud::table(&groups).render(self.style, 2));
+        self.progress.text(&cloud::table(before, &groups).render(self.style, 2));
         let instances: usize = groups.iter().map(|group| group.instances.len()).sum();
-        self.say(&format!("{}, {}", output::count(groups.len(), "Auto Scaling group"), output::count(instances, "instance")));
-        Ok(())
+        let new = if before.is_empty() { String::new() } else { format!(", {} of them new", cloud::new_instances(before, &groups)) };
+        self.say(&format!("{}, {}{new}", output::count(groups.len(), "Auto Scaling group"), output::count(instances, "instance")));
+        Ok(groups)
     }
 
     /// How long everything took, and where to read on.

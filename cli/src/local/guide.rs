@@ -12,9 +12,11 @@ use crate::context::Context;
 use crate::follow::{self, Change, Follower, GUTTER};
 use crate::output::{self, Paint, Style};
 use crate::progress::Progress;
-use crate::{approve, local};
+use crate::{approve, executions, local};
 
 const LOOK_EVERY: Duration = Duration::from_millis(300);
+/// How long a run may take to be closed once it has ended.
+const CLOSED_AT_MOST: Duration = Duration::from_mins(2);
 /// How many lines of a plan are shown; the page has all of it.
 const PLAN_LINES: usize = 40;
 /// How far texts between the lines are indented: as far as what stands behind the times.
@@ -53,7 +55,10 @@ impl Guide<'_> {
                 if begun && matches!(change, Change::Left { record } if record.stage == Stage::Roll) {
                     self.instances(&run).await?;
                 }
-                self.progress.say(&follow::line(&run, change, Timestamp::now(), self.style));
+                // The question says that it waits, in more words.
+                if !matches!(change, Change::Note { stage: Stage::ApproveUpdate | Stage::ApproveRoll, .. }) {
+                    self.progress.say(&follow::line(&run, change, Timestamp::now(), self.style));
+                }
                 if let Change::Left { record } = change
                     && record.state == StageState::Succeeded
                 {
@@ -61,7 +66,7 @@ impl Guide<'_> {
                 }
             }
             if run.state.is_final() {
-                self.progress.clear();
+                self.closed(&run.id).await?;
                 if let Some(failure) = &run.failure {
                     self.progress.text(&output::indented(&output::printable(&failure.message), TEXT));
                 }
@@ -79,6 +84,16 @@ impl Guide<'_> {
             }
             tokio::time::sleep(LOOK_EVERY).await;
         }
+    }
+
+    /// Returns when the run's execution is over too: the last stage renders the page and frees the lock once the record says
+    /// how the run ended.
+    async fn closed(&self, id: &RunId) -> anyhow::Result<()> {
+        let execution = executions::arn(self.context.pipeline_arn()?, id.as_str());
+        let client = self.context.step_functions();
+        let ended = executions::wait(&client, &execution, CLOSED_AT_MOST);
+        // How it ended is in the record already.
+        self.progress.during("the run to be closed: its page is rendered and its lock freed", ended).await.map(drop)
     }
 
     /// What a stage came to, where that is worth reading.
@@ -133,7 +148,7 @@ impl Guide<'_> {
         self.progress.say(&format!(
             "{:>GUTTER$}  {}",
             "",
-            self.style.paint(Paint::Dim, &format!("kopsline --local {verb} {}", approval.id))
+            self.style.paint(Paint::Dim, &format!("$ kopsline --local {verb} {}", approval.id))
         ));
         let said = approve::answer(self.context, &approval.id, decision, Some(SOMEBODY), "").await?;
         self.progress.say(&format!("{:>GUTTER$}  {}", "", approve::said(&said)));

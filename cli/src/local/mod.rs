@@ -21,7 +21,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use self::project::Project;
 use self::repository::Merged;
 use self::stack::{Plan, Report, Stack};
-use crate::context::Context;
+use crate::context::{Context, LOCK_FILE, LocalDeployment};
 use crate::output::{self, Format, Paint, Style};
 use crate::progress::Progress;
 use crate::{Ended, NOT_AS_WISHED, clusters};
@@ -63,10 +63,12 @@ pub(crate) async fn run(format: Format, args: &Args) -> anyhow::Result<Ended> {
     let style = Style::detect();
     let project = Project::find(args.project.as_deref())?;
     let _only_one = lock(&project)?;
-    let plan = plan(&project, args, &progress).await?;
-
     // From here on Ctrl-C stops things in order.
     let mut stop = Stop::listen()?;
+    let plan = tokio::select! {
+        plan = plan(&project, args, &progress) => plan?,
+        () = stop.wanted() => return Ok(Ended::With(INTERRUPTED)),
+    };
     progress.say(&style.paint(Paint::Bold, "== The stack: kops itself, emulated AWS, a stand-in for GitLab; all on loopback"));
     let mut stack = Stack::spawn(&plan)?;
     let ready = tokio::select! {
@@ -75,12 +77,12 @@ pub(crate) async fn run(format: Format, args: &Args) -> anyhow::Result<Ended> {
     };
     let ended = match ready {
         Ok(Some(report)) => {
-            let description = report.deployment(&plan.kops).and_then(|deployment| {
-                let path = deployment.write(&project.folder())?;
-                Ok((deployment, path))
+            let described = report.deployment(&plan.kops).and_then(|deployment| {
+                deployment.write(&project.folder())?;
+                Ok(deployment)
             });
-            match description {
-                Ok((deployment, path)) => {
+            match described {
+                Ok(deployment) => {
                     let context = Context::of_local(deployment).await?;
                     let local = Local { project: &project, context: &context, report: &report, format, progress: &progress, style };
                     let ended = tokio::select! {
@@ -88,7 +90,7 @@ pub(crate) async fn run(format: Format, args: &Args) -> anyhow::Result<Ended> {
                         () = stop.wanted() => Ok(local.interrupted(args)),
                         error = stack.ended() => Err(error),
                     };
-                    let _ = std::fs::remove_file(path);
+                    LocalDeployment::forget(&project.folder())?;
                     ended
                 }
                 Err(error) => Err(error),
@@ -110,7 +112,7 @@ pub(crate) async fn run(format: Format, args: &Args) -> anyhow::Result<Ended> {
 
 /// One local stack at a time: its folder is made anew each time.
 fn lock(project: &Project) -> anyhow::Result<File> {
-    let path = project.folder().join("lock");
+    let path = project.folder().join(LOCK_FILE);
     let file = File::create(&path).with_context(|| format!("cannot create {}", path.display()))?;
     match file.try_lock() {
         Ok(()) => Ok(file),
@@ -124,6 +126,7 @@ fn lock(project: &Project) -> anyhow::Result<File> {
 /// Gathers what the stack needs, and makes its folder anew.
 async fn plan(project: &Project, args: &Args, progress: &Progress) -> anyhow::Result<Plan> {
     let home = project.folder().join("local");
+    LocalDeployment::forget(&project.folder())?;
     for old in [&home, &project.folder().join("pages")] {
         match std::fs::remove_dir_all(old) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {

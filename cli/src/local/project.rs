@@ -82,20 +82,7 @@ impl Project {
     pub(crate) async fn kops(&self, given: Option<&Path>) -> anyhow::Result<Kops> {
         let binary = match given {
             Some(given) => given.canonicalize().with_context(|| format!("there is no kops at {}", given.display()))?,
-            None => {
-                let get = self.path("tools/kops/get");
-                let output = Command::new(&get)
-                    .stdin(Stdio::null())
-                    .stderr(Stdio::inherit())
-                    .kill_on_drop(true)
-                    .output()
-                    .await
-                    .with_context(|| format!("cannot run {}", get.display()))?;
-                if !output.status.success() {
-                    bail!("{} gave no kops; its words are above", get.display());
-                }
-                PathBuf::from(String::from_utf8_lossy(&output.stdout).trim())
-            }
+            None => self.pinned_kops().await?,
         };
         let output = Command::new(&binary).args(["version", "--short"]).stdin(Stdio::null()).kill_on_drop(true).output().await;
         let output = output.with_context(|| format!("cannot run {}", binary.display()))?;
@@ -104,6 +91,16 @@ impl Project {
             bail!("{} is no kops: it does not tell its version", binary.display());
         }
         Ok(Kops { binary, version })
+    }
+
+    async fn pinned_kops(&self) -> anyhow::Result<PathBuf> {
+        let get = self.path("tools/kops/get");
+        let running = Command::new(&get).stdin(Stdio::null()).stderr(Stdio::inherit()).kill_on_drop(true).output();
+        let output = running.await.with_context(|| format!("cannot run {}", get.display()))?;
+        if !output.status.success() {
+            bail!("{} gave no kops; its words are above", get.display());
+        }
+        Ok(PathBuf::from(String::from_utf8_lossy(&output.stdout).trim()))
     }
 }
 

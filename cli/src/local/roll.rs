@@ -39,7 +39,7 @@ fn step(before: Option<&InstanceRoll>, after: &InstanceRoll) -> Vec<String> {
     match &after.phase {
         InstancePhase::Vanished if changed => lines.push(format!("{} went away by itself before its turn", after.id)),
         InstancePhase::Failed { error } if changed => {
-            lines.push(format!("{} could not be terminated: {}", after.id, output::one_line(error)))
+            lines.push(format!("{} could not be terminated: {}", after.id, output::one_line(error)));
         }
         _ => {}
     }

@@ -10,7 +10,6 @@ use aws_config::{BehaviorVersion, Region, SdkConfig};
 use aws_sdk_autoscaling::types as asg;
 use aws_sdk_ec2::types as ec2;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
-use jiff::Timestamp;
 use kopsline_rolling::{LaunchTemplateRef, LaunchTemplateVersions, RawGroup, RawInstance, RawInventory, RawMember};
 use tracing::debug;
 
@@ -240,7 +239,6 @@ fn raw_instance(instance: &ec2::Instance) -> RawInstance {
         zone: text(instance.placement().and_then(|placement| placement.availability_zone())),
         state: text(instance.state().and_then(|state| state.name()).map(ec2::InstanceStateName::as_str)),
         machine_type: text(instance.instance_type().map(ec2::InstanceType::as_str)),
-        launched: instance.launch_time().and_then(|time| Timestamp::from_second(time.secs()).ok()),
         tags: instance.tags().iter().filter_map(|tag| Some((tag.key()?.to_owned(), text(tag.value())))).collect(),
     }
 }

@@ -1,6 +1,8 @@
 //! A whole roll over the wire, against moto (with per-instance launch template versions, as AWS keeps them) at
 //! `KOPSLINE_TEST_MOTO_URL`. Without that variable there is nothing to test against, and the test says so.
 
+#![allow(clippy::unwrap_used, reason = "clippy allows it in test functions, not in their helpers")]
+
 use std::sync::Mutex;
 
 use async_trait::async_trait;

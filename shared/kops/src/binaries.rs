@@ -761,8 +761,8 @@ mod tests {
     async fn a_download_that_breaks_off_is_tried_again_and_never_kept() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let base = format!("http://{}", listener.local_addr().unwrap());
-        let served = Arc::new(AtomicU32::new(0));
-        let count = Arc::clone(&served);
+        let answers = Arc::new(AtomicU32::new(0));
+        let count = Arc::clone(&answers);
         let server = tokio::spawn(async move {
             loop {
                 let (mut socket, _) = listener.accept().await.unwrap();
@@ -783,7 +783,7 @@ mod tests {
         let binaries = KopsBinaries::new(cache.path(), 1 << 30, vec![Source::release(&base).unwrap()]);
         let error = ensure(&binaries, "1.36.2").await.unwrap_err();
         assert!(error.is_transient(), "{error}");
-        assert_eq!(served.load(Ordering::Relaxed), 6);
+        assert_eq!(answers.load(Ordering::Relaxed), 6);
         assert!(files(&cache).is_empty());
         server.abort();
     }

@@ -39,7 +39,18 @@ async fn clusters(runner: &Runner, lot: &[Trial]) -> Result<Option<BTreeMap<Stri
     for trial in lot {
         store.write(&trial.name, "config", &trial.text)?;
     }
-    store.list(runner, &["get", "clusters"]).await
+    let mut listed = store.list(runner, &["get", "clusters"]).await?;
+    // kops fills in the place of a cluster that names none (kOps 1.36 `pkg/client/simple/vfsclientset/cluster.go`), which
+    // is another for each trial.
+    for (name, object) in listed.iter_mut().flatten() {
+        if let Some(spec) = object.get_mut("spec").and_then(Value::as_object_mut) {
+            let own = store.0.path().join(name);
+            if spec.get("configBase").and_then(Value::as_str).is_some_and(|base| own == std::path::Path::new(base)) {
+                spec.remove("configBase");
+            }
+        }
+    }
+    Ok(listed)
 }
 
 async fn groups(runner: &Runner, cluster: &str, lot: &[Trial]) -> Result<Option<BTreeMap<String, Value>>, EngineError> {

@@ -6,14 +6,12 @@ use kopsline_manifests::{
     changes, with_config_base,
 };
 use kopsline_state::ClusterState;
+use kopsline_state::registry::{CONFIG, INSTANCE_GROUPS, SSH_KEYS};
 use serde_json::Value;
 
 use crate::probe;
 use crate::runner::{Output, RunError, Runner};
 use crate::scratch::{Scratch, ScratchError};
-
-/// The cluster's object.
-const CONFIG: &str = "config";
 
 /// What replacing the manifests comes to.
 #[derive(Debug, Clone)]
@@ -101,7 +99,7 @@ pub async fn rehearse(runner: &Runner, live: &ClusterState, manifests: &Manifest
     for document in manifests.documents() {
         let key = match document.kind {
             Kind::Cluster => CONFIG.to_owned(),
-            Kind::InstanceGroup => format!("instancegroup/{}", document.name),
+            Kind::InstanceGroup => format!("{INSTANCE_GROUPS}{}", document.name),
             Kind::SshCredential => continue,
         };
         let object = written.get(&key).ok_or_else(|| EngineError::Missing(key.clone()))?;
@@ -119,7 +117,8 @@ pub async fn rehearse(runner: &Runner, live: &ClusterState, manifests: &Manifest
 /// What `kops update cluster` would do to the live cluster if these changes were written; nothing is written.
 ///
 /// kops reads the registry from a scratch copy with the changes, and everything else (keys, secrets, the files that
-/// machines read) from the live store, because the copy's `configBase` says so.
+/// machines read) from the live store, because the copy's `configBase` says so. What changes there is therefore not seen:
+/// [`not_previewed`].
 pub async fn dry_run(runner: &Runner, live: &ClusterState, changes: &[Change]) -> Result<Output, EngineError> {
     let mut registry = live.registry.clone();
     for change in changes {
@@ -129,6 +128,17 @@ pub async fn dry_run(runner: &Runner, live: &ClusterState, changes: &[Change]) -
     let planned = with_config(&registry, |config| with_config_base(config, base))?;
     let scratch = Scratch::from_registry(runner.folder(), &live.cluster, &planned)?;
     Ok(runner.update_dry_run(&scratch.state(), &live.cluster).await?)
+}
+
+/// The changes that [`dry_run`] cannot see before they are written: SSH keys, which kops reads where the private keys are.
+pub fn not_previewed(changes: &[Change]) -> Vec<Notice> {
+    let new_keys = changes.iter().filter_map(|change| change.key.strip_prefix(SSH_KEYS));
+    new_keys
+        .map(|fingerprint| Notice {
+            what: format!("the SSH key {fingerprint} is new; a dry run before it is in the state store does not show it"),
+            remedy: "expect the key, and its use by every group of machines, besides what is shown".into(),
+        })
+        .collect()
 }
 
 /// The registry with its cluster's object edited.

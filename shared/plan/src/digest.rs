@@ -69,6 +69,8 @@ impl DigestInputs {
 mod tests {
     use super::*;
 
+    type Change = fn(&mut DigestInputs);
+
     fn inputs() -> DigestInputs {
         DigestInputs {
             cluster: "demo.k8s.local".into(),
@@ -84,7 +86,7 @@ mod tests {
     fn every_input_counts_and_is_named() {
         let before = inputs();
         assert!(before.moved(&before).is_empty());
-        let changes: [(fn(&mut DigestInputs), &str); 6] = [
+        let changes: [(Change, &str); 6] = [
             (|i| i.commit = "2".repeat(40), "commit"),
             (|i| i.kops_version = "1.36.3".into(), "1.36.3"),
             (|i| i.kops_sha256 = "bb".into(), "another one"),

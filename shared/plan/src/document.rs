@@ -1,15 +1,10 @@
 //! The plan as it is kept and shown.
 
-use std::fmt::Write as _;
-
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::digest::DigestInputs;
 use crate::model::Plan;
-
-/// What a GitLab note holds comfortably, in bytes.
-const MARKDOWN_LIMIT: usize = 60_000;
 
 /// How many of each there are.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,6 +20,11 @@ pub struct Summary {
 }
 
 impl Summary {
+    /// Whether there is nothing at all.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
     /// The counts of a plan.
     pub fn of(plan: &Plan) -> Self {
         Self { create: plan.create.len(), modify: plan.modify.len(), delete: plan.delete.len(), prune: plan.prune.len() }
@@ -62,55 +62,10 @@ pub struct PlanDocument {
     pub plan: Plan,
 }
 
-/// The plan as Markdown, for a note in GitLab or a terminal; shortened honestly when it is long.
-pub fn markdown(document: &PlanDocument) -> String {
-    let inputs = &document.inputs;
-    let mut text = format!(
-        "### Plan for {}: {}\n\nCommit `{}`, kops {}, digest `{}`.\n",
-        inputs.cluster,
-        document.summary,
-        inputs.commit.get(..12).unwrap_or(&inputs.commit),
-        inputs.kops_version,
-        document.digest.get(..12).unwrap_or(&document.digest),
-    );
-    for (title, lines) in
-        [("Careful", &document.destructive), ("Will need a rolling update", &document.changed_groups), ("Notices", &document.notices)]
-    {
-        if !lines.is_empty() {
-            let _ = write!(text, "\n**{title}**\n\n");
-            for line in lines {
-                let _ = writeln!(text, "- {line}");
-            }
-        }
-    }
-    if document.plan.is_empty() {
-        return text;
-    }
-    // A fence longer than any in the text keeps it in.
-    let full = document.plan.to_text();
-    let fence = "`".repeat(full.split(|c| c != '`').map(str::len).max().unwrap_or(0).max(2) + 1);
-    let room = MARKDOWN_LIMIT.saturating_sub(text.len() + 400);
-    let mut shown = String::new();
-    let mut left_out = 0;
-    for line in full.lines() {
-        if left_out == 0 && shown.len() + line.len() < room {
-            shown.push_str(line);
-            shown.push('\n');
-        } else {
-            left_out += 1;
-        }
-    }
-    let _ = write!(text, "\n<details><summary>What kops would do</summary>\n\n{fence}diff\n{shown}{fence}\n\n</details>\n");
-    if left_out > 0 {
-        let _ = write!(text, "\n{left_out} more lines are in the run's record, `plan.txt`.\n");
-    }
-    text
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{digest, parse};
+    use crate::{digest, markdown, parse};
 
     fn document(text: &str) -> PlanDocument {
         let plan = parse(text).unwrap();
@@ -119,7 +74,7 @@ mod tests {
             commit: "1".repeat(40),
             kops_version: "1.36.2".into(),
             kops_sha256: String::new(),
-            registry: Default::default(),
+            registry: std::collections::BTreeMap::new(),
             dry_run: DigestInputs::hash(plan.normal_form()),
         };
         PlanDocument {
@@ -146,7 +101,7 @@ mod tests {
     #[test]
     fn long_plans_are_cut_and_say_so() {
         let text = markdown(&document(include_str!("../tests/fixtures/create.txt")));
-        assert!(text.len() <= MARKDOWN_LIMIT);
+        assert!(text.len() < 60_000);
         assert!(text.contains("more lines are in the run's record"));
     }
 

@@ -6,12 +6,20 @@
 
 mod digest;
 mod document;
+mod html;
+mod markdown;
 mod model;
+mod normal;
+mod page;
 mod parse;
 mod redact;
 
 pub use digest::{DigestInputs, digest};
-pub use document::{PlanDocument, Summary, markdown};
+pub use document::{PlanDocument, Summary};
+pub use html::html;
+pub use markdown::markdown;
 pub use model::{Created, Deletion, Field, Modified, ModifiedField, Plan};
+pub use normal::normalise;
+pub use page::{ApprovalView, EventView, PreviewRowView, RollStepView, RunOutcome, RunView, StageOutcome, StageView, run_page};
 pub use parse::{ParseError, parse};
 pub use redact::{redact, scrub};

@@ -5,6 +5,8 @@ use std::fmt::Write as _;
 
 use serde::{Deserialize, Serialize};
 
+use crate::normal::change;
+
 /// What `kops update cluster --yes` would do. Resources are in kOps' own order, by type and name.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Plan {
@@ -56,6 +58,15 @@ pub struct ModifiedField {
     pub diff: bool,
 }
 
+impl ModifiedField {
+    /// Whether it lowers the size that Auto Scaling enforces at once.
+    fn shrinks(&self) -> bool {
+        let size = |text: &str| text.parse::<u64>().ok();
+        let sides = self.lines.first().and_then(|line| change(line)).map(|sides| (size(&sides.old), size(&sides.new)));
+        self.name == "MaxSize" && matches!(sides, Some((Some(old), Some(new))) if new < old)
+    }
+}
+
 /// Something to delete.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Deletion {
@@ -81,34 +92,26 @@ impl Plan {
     pub fn destructive(&self) -> Vec<String> {
         let deleted = self.delete.iter().map(|deletion| format!("deletes {} {}", deletion.task, deletion.item));
         let risky = ["EBSVolume/", "Subnet/", "VPC/", "Keypair/"];
-        let replaced = self.modify.iter().filter(|resource| risky.iter().any(|kind| resource.id.starts_with(kind)));
-        deleted.chain(replaced.map(|resource| format!("modifies {}", resource.id))).collect()
+        let replaced = self.modify.iter().filter_map(move |resource| {
+            if risky.iter().any(|kind| resource.id.starts_with(kind)) {
+                Some(format!("modifies {}", resource.id))
+            } else if resource.id.starts_with("ManagedFile/etcd-cluster-spec-") {
+                Some(format!("changes the members of etcd: {}", resource.id))
+            } else if resource.id.starts_with("AutoscalingGroup/") && resource.fields.iter().any(ModifiedField::shrinks) {
+                Some(format!("lowers MaxSize of {}: instances beyond it are terminated without being drained", resource.id))
+            } else {
+                None
+            }
+        });
+        deleted.chain(replaced).collect()
     }
 
-    /// The text as kOps prints it (kOps 1.36 upup/pkg/fi/dryrun_target.go), with its last line.
+    /// The text as kOps prints it (kOps 1.36 `upup/pkg/fi/dryrun_target.go`), with its last line.
     pub fn to_text(&self) -> String {
         let mut text = String::new();
         self.write(&mut text);
         text.push_str(if self.is_empty() { "No changes need to be applied\n" } else { "Must specify --yes to apply changes\n" });
         text
-    }
-
-    /// A text that is equal for equal changes, however kOps happened to order them.
-    pub fn normal_form(&self) -> String {
-        let mut plan = self.clone();
-        for field in plan.create.iter_mut().flat_map(|resource| &mut resource.fields) {
-            field.value = canonical_value(&field.value);
-        }
-        for field in plan.modify.iter_mut().flat_map(|resource| &mut resource.fields) {
-            field.lines =
-                if field.diff { canonical_diff(&field.lines) } else { field.lines.iter().map(|line| canonical_value(line)).collect() };
-        }
-        plan.create.sort_by(|a, b| a.id.cmp(&b.id));
-        plan.modify.sort_by(|a, b| a.id.cmp(&b.id));
-        for deletions in [&mut plan.prune, &mut plan.delete] {
-            deletions.sort_by(|a, b| (&a.task, &a.item).cmp(&(&b.task, &b.item)));
-        }
-        plan.to_text()
     }
 
     fn write(&self, out: &mut String) {
@@ -155,31 +158,30 @@ impl Plan {
     }
 }
 
-/// Entries of maps come in any order; their fragments sorted are the same for every order.
-fn canonical_value(value: &str) -> String {
-    let sides: Vec<String> = value
-        .split(" -> ")
-        .map(|side| {
-            let (Some(open), Some(close)) = (side.find('{'), side.rfind('}')) else { return side.to_owned() };
-            let (Some(before), Some(inside), Some(after)) = (side.get(..open), side.get(open + 1..close), side.get(close..)) else {
-                return side.to_owned();
-            };
-            let mut entries: Vec<&str> = inside.split(", ").collect();
-            entries.sort_unstable();
-            format!("{before}{{{}{after}", entries.join(", "))
-        })
-        .collect();
-    sides.join(" -> ")
-}
+#[cfg(test)]
+mod tests {
+    use crate::parse;
 
-/// Within a run of changed lines kOps prints `+` and `-` in either order.
-fn canonical_diff(lines: &[String]) -> Vec<String> {
-    let changed = |line: &String| line.starts_with(['+', '-']);
-    let mut sorted = Vec::with_capacity(lines.len());
-    for run in lines.chunk_by(|a, b| changed(a) && changed(b)) {
-        let (removed, added): (Vec<_>, Vec<_>) = run.iter().cloned().partition(|line| line.starts_with('-'));
-        sorted.extend(removed);
-        sorted.extend(added);
+    #[test]
+    fn what_may_lose_something_is_said() {
+        let modify = |body: &str| {
+            let text = format!("Will modify resources:\n{body}\nMust specify --yes to apply changes\n");
+            parse(&text).unwrap().destructive()
+        };
+        assert!(modify("  AutoscalingGroup/nodes\n  \tMaxSize             \t 4 -> 2\n")[0].starts_with("lowers MaxSize"));
+        assert!(modify("  AutoscalingGroup/nodes\n  \tMaxSize             \t 2 -> 10\n").is_empty());
+        assert!(modify("  AutoscalingGroup/nodes\n  \tMinSize             \t 4 -> 2\n").is_empty());
+        assert_eq!(modify("  Subnet/a\n  \tCIDR                \t x -> y\n"), ["modifies Subnet/a"]);
+        assert!(modify("  ManagedFile/etcd-cluster-spec-main\n  \tContents            \t a -> b\n")[0].contains("etcd"));
+        assert_eq!(
+            parse(include_str!("../tests/fixtures/delete.txt")).unwrap().destructive(),
+            ["deletes VPCCIDRBlock vpc-117abd2db8770d397: cidr=10.99.0.0/16"]
+        );
     }
-    sorted
+
+    #[test]
+    fn changed_launch_templates_are_named() {
+        let plan = parse(include_str!("../tests/fixtures/upgrade.txt")).unwrap();
+        assert_eq!(plan.changed_groups().len(), 5);
+    }
 }

@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::spec::{ClusterSpec, GroupSpec, Manager};
@@ -104,8 +103,6 @@ pub struct RawInstance {
     pub state: String,
     /// Machine type.
     pub machine_type: String,
-    /// When it was launched.
-    pub launched: Option<Timestamp>,
     /// Its tags.
     pub tags: BTreeMap<String, String>,
 }

@@ -10,9 +10,10 @@ use crate::inventory::{CloudGroup, Instance, Inventory};
 use crate::spec::{Manager, Role};
 use crate::state::{Gate, GroupPhase, GroupRoll, InstancePhase, InstanceRoll, Leftover, Origin, Outcome, Replaced, RollOptions, RollState};
 
-/// How often to look whether a group is complete again. kOps validates every 30 s; one look costs two or three calls
-/// for the whole cluster, so a shorter time is affordable.
-const POLL: SignedDuration = SignedDuration::from_secs(10);
+/// How often to look whether a group is complete again: after as long as it has been waited for already, within these
+/// bounds. kOps validates every 30 s; one look costs two or three calls for the whole cluster.
+const SHORTEST_POLL: SignedDuration = SignedDuration::from_secs(1);
+const LONGEST_POLL: SignedDuration = SignedDuration::from_secs(10);
 /// First pause before a failed call is decided on again; it doubles up to [`MAX_BACKOFF`].
 const FIRST_BACKOFF: SignedDuration = SignedDuration::from_secs(5);
 const MAX_BACKOFF: SignedDuration = SignedDuration::from_secs(60);
@@ -537,7 +538,8 @@ impl Step<'_> {
             Incomplete::Missing(group) => WaitReason::Missing { group, deadline },
             Incomplete::Short(Shortfall { group, in_service, target }) => WaitReason::InService { group, in_service, target, deadline },
         };
-        Ok(Some(Until { at: later(self.now, POLL).min(deadline), reason }))
+        let poll = self.now.duration_since(gate.since).clamp(SHORTEST_POLL, LONGEST_POLL);
+        Ok(Some(Until { at: later(self.now, poll).min(deadline), reason }))
     }
 
     fn too_late(&self, group: &GroupRoll, incomplete: &Incomplete) -> Abort {

@@ -175,10 +175,12 @@ mod tests {
         Settings::resolve(&read(cluster), &read(group), Manager::CloudGroup, instances)
     }
 
+    type Getter = fn(&Settings) -> Value;
+
     /// Karpenter's defaults (surge 0, unavailable 1) are those of kOps' test harness, which names no provider.
     #[test]
     fn row_44_settings_group_wins_over_cluster_over_default() {
-        let fields: [(&str, Value, Value, fn(&Settings) -> Value); 3] = [
+        let fields: [(&str, Value, Value, Getter); 3] = [
             ("drainAndTerminate", json!(true), json!(false), |settings| json!(settings.drain_and_terminate)),
             ("maxUnavailable", json!(1), json!(2), |settings| json!(settings.max_unavailable)),
             ("maxSurge", json!(0), json!(2), |settings| json!(settings.max_surge)),
@@ -231,12 +233,15 @@ mod tests {
         }
     }
 
+    /// `maxUnavailable`, `maxSurge`, whether on the control plane, expected errors.
+    type Row = (Value, Value, bool, Vec<(FieldErrorKind, &'static str)>);
+
     #[test]
     fn section_2_7_field_validation() {
         let invalid = |field| (FieldErrorKind::Invalid, field);
         let forbidden = |field| (FieldErrorKind::Forbidden, field);
         let unset = Value::Null;
-        let rows: Vec<(Value, Value, bool, Vec<(FieldErrorKind, &str)>)> = vec![
+        let rows: Vec<Row> = vec![
             (unset.clone(), unset.clone(), false, vec![]),
             (json!(0), unset.clone(), false, vec![]),
             (json!("0%"), unset.clone(), false, vec![]),

@@ -542,17 +542,20 @@ mod tests {
 
     #[tokio::test]
     async fn changes_of_the_live_registry_are_written_where_the_objects_lie() {
-        let world = World::with(&[("config", "spec: {keyStore: s3://keys/k}"), ("instancegroup/a", "spec:\n  minSize: 1\n")]);
+        let world =
+            World::with(&[("config", "spec: {keyStore: s3://keys/k}"), ("instancegroup/a", "metadata:\n  name: a\nspec:\n  minSize: 1\n")]);
         let live = ClusterState::read(&world.stores, &store(), &cluster()).await.unwrap();
         let mut scratch = live.registry.clone();
-        scratch.insert("instancegroup/a".into(), StoredObject { bytes: b"spec:\n  minSize: 2\n".to_vec(), etag: None });
+        scratch
+            .insert("instancegroup/a".into(), StoredObject { bytes: b"metadata:\n  name: a\nspec:\n  minSize: 2\n".to_vec(), etag: None });
         scratch.insert("pki/ssh/public/admin/ff".into(), StoredObject { bytes: b"key".to_vec(), etag: None });
         let named = kopsline_manifests::Stores::of(&live.config().unwrap()).unwrap();
         let changes = kopsline_manifests::changes(&live.registry, &scratch, &named).unwrap();
         let transaction = world.sound();
         transaction.prepare(Journal::new(live.cluster, &live.places, changes)).await.unwrap();
         transaction.commit().await.unwrap();
-        assert!(world.text("instancegroup/a").unwrap().contains("minSize: 2"));
+        let written = world.text("instancegroup/a").unwrap();
+        assert!(written.contains("minSize: 2"), "{written}");
         assert_eq!(world.stores.bucket("keys").text("k/ssh/public/admin/ff").as_deref(), Some("key"));
     }
 

@@ -170,7 +170,7 @@ async fn long_waits_go_back_to_the_caller() {
 
     let (end, _) = run(&world, &checkpoints, Budget::default()).await;
     assert_eq!((end, world.terminated()), (done(), EVERYTHING.map(str::to_owned).to_vec()));
-    assert_eq!(*world.slept.lock().unwrap(), [0; 0]);
+    assert!(world.slept.lock().unwrap().iter().all(|seconds| *seconds <= 3), "only short waits are slept through");
     assert_eq!(step(&world, &checkpoints, Budget::default()).await.unwrap(), done(), "an ended roll stays as it is");
 }
 
