@@ -99,7 +99,7 @@ async fn run(cli: &Cli) -> anyhow::Result<Ended> {
         Command::Retry(args) => retry::run(&context().await?, cli.output, args).await,
         Command::Plan(args) => plan::run(&context().await?, cli.output, args).await,
         Command::Doctor(args) => doctor::run(&context().await?, cli.output, args).await,
-        Command::Local(args) => local::run(cli.output, args).await,
+        Command::Local(args) => Box::pin(local::run(cli.output, args)).await,
     }
 }
 

@@ -1,7 +1,7 @@
 //! What is going on, while it goes on: a line that lives on a terminal, plain lines elsewhere.
 
 use std::io::IsTerminal;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -84,17 +84,27 @@ impl Progress {
     /// Says what is waited for now: at once on a terminal, with the time it takes; elsewhere in a line, when it takes
     /// longer than a few seconds. To be called again and again while waiting.
     pub(crate) fn waiting_for(&self, what: &str) {
-        let mut wait = self.wait.lock().unwrap_or_else(PoisonError::into_inner);
+        self.spin(what);
+        let mut wait = self.wait();
+        if matches!(self.kind, Kind::Plain | Kind::Aside) && !wait.said && !what.is_empty() && wait.since.elapsed() >= PATIENCE {
+            wait.said = true;
+            self.say(&format!("{:>GUTTER$}  … {}", "", output::one_line(what)));
+        }
+    }
+
+    /// The same on a terminal alone, for what lines say already.
+    pub(crate) fn spin(&self, what: &str) {
+        let mut wait = self.wait();
         if wait.what != what {
             *wait = Wait { what: what.to_owned(), since: Instant::now(), said: false };
             self.bar.reset_elapsed();
             self.bar.set_message(output::one_line(what));
             self.bar.enable_steady_tick(Duration::from_millis(120));
         }
-        if matches!(self.kind, Kind::Plain | Kind::Aside) && !wait.said && !what.is_empty() && wait.since.elapsed() >= PATIENCE {
-            wait.said = true;
-            self.say(&format!("{:>GUTTER$}  … {}", "", output::one_line(what)));
-        }
+    }
+
+    fn wait(&self) -> MutexGuard<'_, Wait> {
+        self.wait.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Waits for something, saying so.
@@ -114,7 +124,7 @@ impl Progress {
 
     /// Nothing is waited for any more.
     pub(crate) fn clear(&self) {
-        self.wait.lock().unwrap_or_else(PoisonError::into_inner).what.clear();
+        self.wait().what.clear();
         self.bar.disable_steady_tick();
         self.bar.set_message("");
         self.bar.finish_and_clear();

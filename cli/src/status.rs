@@ -104,11 +104,7 @@ async fn wait(runs: &Runs, id: &RunId, format: Format, style: Style, context: &C
             progress.say(&format!("{:>GUTTER$}  {}", "", style.paint(Paint::Attention, &waits)));
             told.clone_from(&waits);
         }
-        progress.waiting_for(&if waits.is_empty() {
-            run.current().map_or_else(String::new, |stage| stage.stage.to_string())
-        } else {
-            waits
-        });
+        progress.spin(&if waits.is_empty() { run.current().map_or_else(String::new, |stage| stage.stage.to_string()) } else { waits });
         tokio::time::sleep(LOOK_EVERY).await;
     };
     progress.clear();

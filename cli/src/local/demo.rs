@@ -150,15 +150,12 @@ impl Stage<'_> {
             let took = run.ended_at.map_or_else(String::new, |at| format!(" in {}", output::duration(at.duration_since(run.received_at))));
             self.progress.say(&format!("\n  {} {state}{took}", self.style.paint(Paint::Bold, run.id.as_str())));
             self.progress.text(&status::stages(run, Timestamp::now()).render(self.style, 4));
-            match guide.runs.text(&run.id, "index.html").await? {
-                Some(page) => {
-                    let path = pages.join(format!("{}.html", run.id));
-                    std::fs::write(&path, page).with_context(|| format!("cannot write {}", path.display()))?;
-                    result.pages.push(path);
-                }
-                None => self.say("it has no page"),
-            }
         }
+        let runs: Vec<RunId> = result.runs.iter().map(|run| run.id.clone()).collect();
+        let path = pages.join("runs.html");
+        let page = kopsline_report::run_page(&guide.runs, &runs).await?;
+        std::fs::write(&path, page).with_context(|| format!("cannot write {}", path.display()))?;
+        result.pages.push(path);
         let mut table = Table::headless();
         for page in &result.pages {
             table.row([("page".to_owned(), Paint::Dim), (page.display().to_string(), Paint::Plain)]);

@@ -9,8 +9,7 @@ use kopsline_core::{Failure, FailureKind, RunId, Stage, StageState};
 use kopsline_kops::KopsBinaries;
 use kopsline_lambda::{Deadline, clients, dry_run, serve, telemetry};
 use kopsline_manifests::Notice;
-use kopsline_plan::{PlanDocument, Summary, digest, markdown, redact};
-use kopsline_report::run_page;
+use kopsline_plan::{PlanDocument, Summary, digest, html, markdown, redact};
 use kopsline_state::{LockFile, Runs, Stores};
 use serde::{Deserialize, Serialize};
 
@@ -64,6 +63,7 @@ impl Planner {
         };
         self.runs.put_text(id, "plan.txt", document.plan.to_text()).await?;
         self.runs.put_text(id, "plan.md", markdown(&document)).await?;
+        self.runs.put_text(id, "plan.html", html(&document)).await?;
         self.runs.put_document(id, "plan.json", &document).await?;
 
         let (note, now) = (document.summary.to_string(), Timestamp::now());
@@ -75,7 +75,6 @@ impl Planner {
             .await?;
         let short = document.digest.get(..12).unwrap_or(&document.digest);
         self.runs.event(id, now, Some(Stage::Plan), "planned", format!("{note}, digest {short}")).await?;
-        self.runs.put_text(id, "plan.html", run_page(&self.runs, std::slice::from_ref(id)).await?).await?;
         if document.plan.is_empty() {
             return Ok(Answer::NoChanges);
         }

@@ -233,6 +233,8 @@ impl Run {
             Some(record) => {
                 record.state = StageState::Running;
                 record.ended_at = None;
+                // What it waited for or came to before is not what it does now.
+                record.note.clear();
                 record.entered = record.entered.saturating_add(1);
             }
             None => self.stages.push(StageRecord {

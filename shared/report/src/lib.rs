@@ -1,67 +1,10 @@
 //! A run's documents gathered into its page, and into the line that an approval shows.
 
-use askama::Template;
-use kopsline_core::{Failure, FailureKind, Gate, Run, RunId, RunState};
-use kopsline_plan::PlanDocument;
+use kopsline_core::{Approval, Event, Failure, FailureKind, Gate, Run, RunId, RunState, Stage, StageRecord, StageState};
+use kopsline_plan::{ApprovalView, EventView, PlanDocument, PreviewRowView, RollStepView, RunOutcome, RunView, StageOutcome, StageView};
+use kopsline_rolling::{InstancePhase, InstanceRoll, Preview, RollState};
 use kopsline_state::Runs;
 use sha2::{Digest, Sha256};
-
-#[derive(Template)]
-#[template(path = "runs.html")]
-struct Page {
-    title: String,
-    runs: Vec<RunView>,
-}
-
-#[derive(Default)]
-struct RunView {
-    id: String,
-    cluster: String,
-    title: String,
-    state: &'static str,
-    good: bool,
-    bad: bool,
-    commit: String,
-    url: String,
-    user: String,
-    branch: String,
-    received: String,
-    ended: String,
-    failure: String,
-    stages: Vec<StageView>,
-    approvals: Vec<ApprovalView>,
-    plan_summary: String,
-    plan: Vec<Line>,
-    update: String,
-    preview: String,
-    events: Vec<EventView>,
-}
-
-struct StageView {
-    name: &'static str,
-    state: &'static str,
-    began: String,
-    took: String,
-    note: String,
-}
-
-struct ApprovalView {
-    id: String,
-    digest: String,
-    asked: String,
-    answer: String,
-}
-
-struct Line {
-    class: &'static str,
-    text: String,
-}
-
-struct EventView {
-    at: String,
-    what: String,
-    message: String,
-}
 
 /// One self-contained HTML page of one or several runs, in the order given.
 pub async fn run_page(runs: &Runs, ids: &[RunId]) -> Result<String, Failure> {
@@ -69,9 +12,7 @@ pub async fn run_page(runs: &Runs, ids: &[RunId]) -> Result<String, Failure> {
     for id in ids {
         views.push(view(runs, runs.read(id).await?).await?);
     }
-    let title = views.first().map_or_else(String::new, |run| run.cluster.clone());
-    let page = Page { title, runs: views };
-    page.render().map_err(|error| Failure::new(FailureKind::Failed, format!("the page cannot be rendered: {error}")))
+    Ok(kopsline_plan::run_page(&views))
 }
 
 /// What is approved at a gate: its digest, and one line for people.
@@ -84,7 +25,7 @@ pub async fn plan_summary(runs: &Runs, run: &RunId, gate: Gate) -> Result<(Strin
         }
         Gate::Roll => {
             let preview = runs.text(run, "roll/preview.txt").await?.ok_or_else(|| missing("roll/preview.txt"))?;
-            let note = runs.read(run).await?.stage(kopsline_core::Stage::RollPreview).map(|stage| stage.note.clone());
+            let note = runs.read(run).await?.stage(Stage::RollPreview).map(|stage| stage.note.clone());
             Ok((hex::encode(Sha256::digest(&preview)), note.unwrap_or_default()))
         }
     }
@@ -93,81 +34,148 @@ pub async fn plan_summary(runs: &Runs, run: &RunId, gate: Gate) -> Result<(Strin
 async fn view(runs: &Runs, run: Run) -> Result<RunView, Failure> {
     let mut approvals = Vec::new();
     for id in &run.approvals {
-        if let Some(approval) = runs.approval(id).await? {
-            let answer = match &approval.answer {
-                Some(answer) => {
-                    let by = answer.by.as_deref().unwrap_or("an unnamed caller");
-                    let comment = answer.comment.as_deref().map(|comment| format!(": {comment}")).unwrap_or_default();
-                    format!("{} by {by} at {:.0}{comment}", answer.decision.done(), answer.at)
-                }
-                None if approval.withdrawn => "no longer asked".to_owned(),
-                None => format!("open until {:.0}", approval.expires_at),
-            };
-            approvals.push(ApprovalView {
-                id: id.to_string(),
-                digest: approval.digest.chars().take(12).collect(),
-                asked: format!("{:.0}", approval.asked_at),
-                answer,
-            });
-        }
+        approvals.extend(runs.approval(id).await?.map(approval));
     }
-    let plan: Option<PlanDocument> = runs.document(&run.id, "plan.json").await?;
-    let stages = run.stages.iter().map(|stage| StageView {
-        name: stage.stage.as_str(),
-        state: stage.state.as_str(),
-        began: format!("{:.0}", stage.started_at),
-        took: stage.ended_at.map(|end| format!("{:#}", end.duration_since(stage.started_at))).unwrap_or_default(),
-        note: stage.note.clone(),
-    });
-    let events = runs.events(&run.id).await?.into_iter();
+    let preview: Option<Preview> = runs.document(&run.id, "roll/preview.json").await?;
+    let roll: Option<RollState> = runs.document(&run.id, "roll/checkpoint.json").await?;
     Ok(RunView {
-        stages: stages.collect(),
+        plan: runs.document(&run.id, "plan.json").await?,
+        update_output: runs.text(&run.id, "update.txt").await?,
+        preview: preview.map(preview_rows).unwrap_or_default(),
+        roll: roll.map(|roll| roll_steps(&roll)).unwrap_or_default(),
+        events: runs.events(&run.id).await?.into_iter().map(event).collect(),
         approvals,
-        plan_summary: plan.as_ref().map(|plan| plan.summary.to_string()).unwrap_or_default(),
-        plan: plan.map(|plan| lines(&plan.plan.to_text())).unwrap_or_default(),
-        update: runs.text(&run.id, "update.txt").await?.unwrap_or_default(),
-        preview: runs.text(&run.id, "roll/preview.txt").await?.unwrap_or_default(),
-        events: events.map(|event| EventView { at: format!("{:.0}", event.at), what: event.what, message: event.message }).collect(),
+        stages: run.stages.iter().map(stage).collect(),
+        outcome: outcome(run.state),
+        started_at: run.received_at,
+        ended_at: run.ended_at,
+        failure: run.failure.map(|failure| failure.message),
         id: run.id.to_string(),
         cluster: run.cluster.name.to_string(),
+        kops: run.cluster.kops.version.to_string(),
+        project: run.merge.project,
+        branch: run.merge.branch,
+        commit: run.merge.commit.to_string(),
         title: run.merge.title,
-        state: run.state.as_str(),
-        good: matches!(run.state, RunState::Succeeded | RunState::NoChanges),
-        bad: run.state == RunState::Failed,
-        commit: run.merge.commit.short().to_owned(),
         url: run.merge.url,
         user: run.merge.user,
-        branch: run.merge.branch,
-        received: format!("{:.0}", run.received_at),
-        ended: run.ended_at.map(|at| format!("{at:.0}")).unwrap_or_default(),
-        failure: run.failure.map(|failure| failure.message).unwrap_or_default(),
     })
 }
 
-/// kOps' text with the diffs' lines marked; the marks are in the text, too, so that colour is not alone.
-fn lines(text: &str) -> Vec<Line> {
-    let class = |line: &str| match line.rsplit('\t').next().unwrap_or_default() {
-        changed if changed.starts_with("+ ") => "add",
-        changed if changed.starts_with("- ") => "del",
-        _ => "ctx",
+fn outcome(state: RunState) -> RunOutcome {
+    match state {
+        RunState::Queued => RunOutcome::Queued,
+        RunState::Running => RunOutcome::Running,
+        RunState::Succeeded => RunOutcome::Succeeded,
+        RunState::NoChanges => RunOutcome::NoChanges,
+        RunState::Rejected => RunOutcome::Rejected,
+        RunState::Expired => RunOutcome::Expired,
+        RunState::Superseded => RunOutcome::Superseded,
+        RunState::Failed => RunOutcome::Failed,
+    }
+}
+
+fn stage(record: &StageRecord) -> StageView {
+    // An approval is a wait from its beginning to its end.
+    let waits = matches!(record.stage, Stage::ApproveUpdate | Stage::ApproveRoll);
+    StageView {
+        name: record.stage.to_string(),
+        outcome: match record.state {
+            StageState::Running => StageOutcome::Running,
+            StageState::Waiting => StageOutcome::Waiting,
+            StageState::Succeeded => StageOutcome::Succeeded,
+            StageState::Skipped => StageOutcome::Skipped,
+            StageState::Failed => StageOutcome::Failed,
+        },
+        started_at: record.started_at,
+        ended_at: record.ended_at,
+        waits: if waits { vec![(record.started_at, record.ended_at)] } else { Vec::new() },
+        note: record.note.clone(),
+    }
+}
+
+fn approval(approval: Approval) -> ApprovalView {
+    let answer = approval.answer;
+    ApprovalView {
+        gate: approval.gate.as_str().to_owned(),
+        digest: approval.digest,
+        approved: answer.as_ref().map(|answer| answer.decision == kopsline_core::Decision::Approve),
+        by: answer.as_ref().and_then(|answer| answer.by.clone()),
+        at: answer.as_ref().map(|answer| answer.at),
+        comment: answer.and_then(|answer| answer.comment),
+    }
+}
+
+fn preview_rows(preview: Preview) -> Vec<PreviewRowView> {
+    let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
+    let row = |row: kopsline_rolling::PreviewRow| PreviewRowView {
+        name: row.name,
+        status: if row.needs_update { "NeedsUpdate" } else { "Ready" }.to_owned(),
+        need_update: count(row.need_update),
+        ready: count(row.ready),
+        min: row.min,
+        target: row.target,
+        max: row.max,
     };
-    text.lines().map(|line| Line { class: class(line), text: format!("{line}\n") }).collect()
+    preview.rows.into_iter().map(row).collect()
+}
+
+fn roll_steps(roll: &RollState) -> Vec<RollStepView> {
+    let steps = roll.groups.iter().flat_map(|group| {
+        group.instances.iter().filter_map(|instance| {
+            Some(RollStepView {
+                started_at: instance.started.or(instance.gone)?,
+                ended_at: instance.replaced.as_ref().map(|replaced| replaced.at).or(instance.gone),
+                group: group.name.clone(),
+                instance: instance.id.clone(),
+                what: what(instance),
+            })
+        })
+    });
+    steps.collect()
+}
+
+fn what(instance: &InstanceRoll) -> String {
+    match (&instance.phase, &instance.replaced) {
+        (_, Some(replaced)) => format!("replaced by {}", replaced.by),
+        (InstancePhase::Failed { error }, _) => format!("not terminated: {error}"),
+        (InstancePhase::Vanished, _) => "went away before its turn".to_owned(),
+        (InstancePhase::Waiting, _) => "waits".to_owned(),
+        (InstancePhase::Terminating { .. }, _) => "is being terminated".to_owned(),
+        (InstancePhase::Terminated | InstancePhase::Done, _) => "terminated".to_owned(),
+    }
+}
+
+fn event(event: Event) -> EventView {
+    let stage = event.stage.map(|stage| stage.to_string()).unwrap_or_default();
+    EventView { at: event.at, stage, what: event.what, message: event.message }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use jiff::Timestamp;
+    use kopsline_state::Documents;
+    use kopsline_state::testing::MemoryStore;
+
     use super::*;
 
-    #[test]
-    fn what_people_wrote_is_escaped() {
-        let run = RunView { id: "run".into(), title: "<script>alert(1)</script>".into(), ..RunView::default() };
-        let page = Page { title: "demo".into(), runs: vec![run] }.render().unwrap();
-        assert!(!page.contains("<script>") && page.contains("&#60;script&#62;"), "{page}");
-    }
-
-    #[test]
-    fn diffs_are_marked() {
-        let lines = lines("  \tUserData            \n  \t                    \t+ a\n  \t                    \t- b\n");
-        assert_eq!(lines.iter().map(|line| line.class).collect::<Vec<_>>(), ["ctx", "add", "del"]);
+    #[tokio::test]
+    async fn a_run_that_has_only_begun_has_a_page_and_what_people_wrote_is_escaped() {
+        let runs = Runs::new(Documents::new(Arc::new(MemoryStore::default())));
+        let run: Run = serde_json::from_value(serde_json::json!({
+            "id": "demo-1", "delivery": "d", "received_at": "2026-01-01T00:00:00Z", "state": "queued",
+            "cluster": {"name": "demo.k8s.local", "stateStore": "s3://state", "region": "eu-central-1", "kops": {"version": "1.36.2"}, "sources": ["c.yaml"]},
+            "merge": {"project_id": 1, "project": "a/b", "branch": "main", "commit": "1".repeat(40), "before": "0".repeat(40),
+                      "title": "<script>alert(1)</script>", "user": "ann", "url": "https://gitlab.example.com/x"},
+        }))
+        .unwrap();
+        runs.create(&run).await.unwrap();
+        runs.change(&run.id, |run| run.enter(Stage::Replace, Timestamp::UNIX_EPOCH)).await.unwrap();
+        let page = run_page(&runs, std::slice::from_ref(&run.id)).await.unwrap();
+        assert!(page.contains("demo.k8s.local") && !page.contains("<script>alert"), "{page}");
+        let missing = plan_summary(&runs, &run.id, Gate::Update).await.unwrap_err();
+        assert!(missing.message.contains("plan.json"), "{missing}");
     }
 }
