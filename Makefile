@@ -2,7 +2,7 @@
 .DEFAULT_GOAL := help
 ARGS ?=
 
-.PHONY: help setup demo test lint build clean
+.PHONY: help setup demo test bench lint build clean
 
 help: ## list these commands
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 8
@@ -18,6 +18,9 @@ setup: ## install what demo and test need, into the user's cache
 
 build: ## the functions for Lambda on this machine's architecture, and the kopsline command
 	@tools/build $(ARGS)
+
+bench: ## times and sizes, beside their goals
+	@tools/bench $(ARGS)
 
 lint: ## formatting, clippy, state machines, template
 	@tools/test format machines lint tools

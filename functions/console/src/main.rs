@@ -3,6 +3,8 @@
 mod approvals;
 mod finish;
 mod tasks;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 

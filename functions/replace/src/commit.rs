@@ -18,7 +18,7 @@ use crate::restore::note;
 use crate::{Answer, Replace};
 
 /// What is kept of the invocation's time for committing and recording.
-const RESERVE: Duration = Duration::from_secs(60);
+const RESERVE: Duration = Duration::from_mins(1);
 
 impl Replace {
     /// Takes the lock, checks, and commits. Killed anywhere and run again, it goes on from the journal.

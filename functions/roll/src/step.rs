@@ -11,7 +11,7 @@ use crate::checkpoints::RecordCheckpoints;
 use crate::{Answer, Roll, options};
 
 /// How long a step works: a state machine waits for less money than a function does.
-const LONGEST_STEP: Duration = Duration::from_secs(60);
+const LONGEST_STEP: Duration = Duration::from_mins(1);
 /// What a round of observing, deciding and acting takes at most where AWS is well.
 const ROUND: SignedDuration = SignedDuration::from_secs(20);
 const LONGEST_SLEEP: SignedDuration = SignedDuration::from_secs(5);

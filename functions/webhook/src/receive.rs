@@ -134,7 +134,7 @@ impl Receiver {
         };
         let mut runs = Vec::new();
         for cluster in clusters {
-            let run = self.run(push, cluster, delivery, now);
+            let run = new_run(push, cluster, delivery, now);
             self.runs.create(&run).await?;
             self.executions.start(&run.id).await?;
             tracing::info!(run = %run.id, cluster = %run.cluster.name, commit = %push.after, "run started");
@@ -171,35 +171,6 @@ impl Receiver {
         Ok(if clusters.is_empty() { Err("no watched file changed".to_owned()) } else { Ok(clusters) })
     }
 
-    fn run(&self, push: &Push, cluster: ClusterConfig, delivery: &str, now: Timestamp) -> Run {
-        let project = &push.project;
-        let null = || CommitId::new(&"0".repeat(push.after.as_str().len())).unwrap_or_else(|_| push.after.clone());
-        Run {
-            id: RunId::of(&cluster.name, &push.after, 1),
-            cluster,
-            merge: Merge {
-                project_id: project.id,
-                project: project.path_with_namespace.clone(),
-                branch: push.branch.clone(),
-                commit: push.after.clone(),
-                before: push.before.clone().unwrap_or_else(null),
-                title: push.title.clone(),
-                user: if push.user_username.is_empty() { push.user_name.clone() } else { push.user_username.clone() },
-                url: format!("{}/-/commit/{}", project.web_url, push.after),
-            },
-            delivery: delivery.to_owned(),
-            received_at: now,
-            state: RunState::Queued,
-            execution: None,
-            stages: Vec::new(),
-            approvals: Vec::new(),
-            update_begun: false,
-            plan_digest: None,
-            ended_at: None,
-            failure: None,
-        }
-    }
-
     async fn seen(&self, digest: &str) -> Result<Option<Vec<RunId>>, Failure> {
         if let Some(runs) = self.memory().runs.get(digest) {
             return Ok(Some(runs.clone()));
@@ -226,6 +197,36 @@ impl Receiver {
     fn memory(&self) -> std::sync::MutexGuard<'_, Remembered> {
         // A panic elsewhere leaves the map whole: every change is one insertion or removal.
         self.remembered.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The record of a run that is about to start.
+fn new_run(push: &Push, cluster: ClusterConfig, delivery: &str, now: Timestamp) -> Run {
+    let project = &push.project;
+    let null = || CommitId::new(&"0".repeat(push.after.as_str().len())).unwrap_or_else(|_| push.after.clone());
+    Run {
+        id: RunId::of(&cluster.name, &push.after, 1),
+        cluster,
+        merge: Merge {
+            project_id: project.id,
+            project: project.path_with_namespace.clone(),
+            branch: push.branch.clone(),
+            commit: push.after.clone(),
+            before: push.before.clone().unwrap_or_else(null),
+            title: push.title.clone(),
+            user: if push.user_username.is_empty() { push.user_name.clone() } else { push.user_username.clone() },
+            url: format!("{}/-/commit/{}", project.web_url, push.after),
+        },
+        delivery: delivery.to_owned(),
+        received_at: now,
+        state: RunState::Queued,
+        execution: None,
+        stages: Vec::new(),
+        approvals: Vec::new(),
+        update_begun: false,
+        plan_digest: None,
+        ended_at: None,
+        failure: None,
     }
 }
 
@@ -270,7 +271,7 @@ mod tests {
     }
 
     struct World {
-        _folder: tempfile::TempDir,
+        folder: tempfile::TempDir,
         store: MemoryStore,
         executions: Recorder,
         receiver: Receiver,
@@ -305,7 +306,7 @@ mod tests {
         }
         let (store, executions) = (MemoryStore::default(), Recorder::default());
         let receiver = receiver(folder.path(), Arc::new(store.clone()), &executions);
-        World { _folder: folder, store, executions, receiver, commits }
+        World { folder, store, executions, receiver, commits }
     }
 
     fn receiver(folder: &Path, store: Arc<dyn kopsline_state::ObjectStore>, executions: &Recorder) -> Receiver {
@@ -369,7 +370,7 @@ mod tests {
         let again = deliver(&world.receiver, "d1", &event).await;
         assert_eq!((again.outcome, &again.body["runs"]), ("duplicate", &answer.body["runs"]));
         // Another instance has no memory of its own.
-        let other = receiver(world._folder.path(), Arc::new(world.store.clone()), &world.executions);
+        let other = receiver(world.folder.path(), Arc::new(world.store.clone()), &world.executions);
         assert_eq!(deliver(&other, "d1", &event).await.outcome, "duplicate");
         assert_eq!(started(&world), 1);
         // Another delivery of the same commit: the same run, whose execution's name makes the second start none.
@@ -386,7 +387,7 @@ mod tests {
             let event = push(&world.commits[0], &world.commits[1]);
             for fate in [Fault::NotApplied, Fault::AnswerLost] {
                 let faulty = FaultyStore::new(world.store.clone(), Faults::killing(kill, fate));
-                deliver(&receiver(world._folder.path(), Arc::new(faulty), &world.executions), "d1", &event).await;
+                deliver(&receiver(world.folder.path(), Arc::new(faulty), &world.executions), "d1", &event).await;
             }
             *world.executions.failures.lock().unwrap() = usize::from(kill % 2 == 0);
             deliver(&world.receiver, "d1", &event).await;
@@ -421,7 +422,7 @@ mod tests {
     #[tokio::test]
     async fn a_wrong_clusters_file_starts_nothing_and_keeps_the_webhook_enabled() {
         let world = world();
-        let repository = world._folder.path().join("platform/clusters.git");
+        let repository = world.folder.path().join("platform/clusters.git");
         std::fs::write(repository.join("kopsline.yaml"), CONFIG.replace("s3://state", "s3://elsewhere")).unwrap();
         git(&repository, &["commit", "-qam", "wrong"]);
         let head = git(&repository, &["rev-parse", "HEAD"]);

@@ -270,7 +270,7 @@ fn is_region(region: &str) -> bool {
 mod tests {
     use super::*;
 
-    const GOOD: &str = r#"
+    const GOOD: &str = r"
 version: 1
 clusters:
   - name: demo.k8s.local
@@ -280,7 +280,7 @@ clusters:
     sources: [clusters/demo.yaml]
     approvals: {roll: automatic, timeout: 24h}
     rollingUpdate: {cloudonly: true, nodeInterval: 1s}
-"#;
+";
 
     fn limits() -> Limits {
         Limits { projects: vec!["platform/*".into()], state_stores: vec![StateStoreUri::new("s3://state").unwrap()] }

@@ -319,8 +319,7 @@ mod tests {
                             newest_held = n;
                             lock = next;
                         }
-                        Acquire::Renew(next) => lock = next,
-                        Acquire::Wait { lock: Some(next), .. } => lock = next,
+                        Acquire::Renew(next) | Acquire::Wait { lock: Some(next), .. } => lock = next,
                         Acquire::Wait { lock: None, .. } | Acquire::Superseded { .. } => {}
                     },
                     _ => lock = lock.release(&claim(n, 0).run).unwrap_or(lock),

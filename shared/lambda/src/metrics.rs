@@ -1,4 +1,4 @@
-//! Metrics as CloudWatch's embedded metric format: a log line that CloudWatch turns into metrics, without an API call.
+//! Metrics as `CloudWatch`'s embedded metric format: a log line that `CloudWatch` turns into metrics, without an API call.
 //! <https://docs.aws.amazon.com/AmazonCloudWatch/latest/monitoring/CloudWatch_Embedded_Metric_Format_Specification.html>
 
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! Structured logs: one JSON object a line, with the spans' run, cluster and stage, as CloudWatch Logs Insights reads them.
+//! Structured logs: one JSON object a line, with the spans' run, cluster and stage, as `CloudWatch` Logs Insights reads them.
 
 use tracing_subscriber::EnvFilter;
 
