@@ -23,17 +23,17 @@ READS = re.compile(r"^[a-z0-9]+:(Describe|Get|List)")
 # A function gets what it reads, and nothing else.
 COMMON = {"KOPSLINE_RUN_BUCKET", "KOPSLINE_LOG"}
 GITLAB = {"KOPSLINE_GITLAB_URL", "KOPSLINE_GITLAB_TOKEN_SECRET_ARN"}
-KOPS = {"KOPSLINE_STATE_STORES", "KOPSLINE_KOPS_SOURCE", "KOPSLINE_KOPS_FEATURE_FLAGS"}
+KOPS = {"KOPSLINE_KOPS_SOURCE", "KOPSLINE_KOPS_FEATURE_FLAGS"}
 ENVIRONMENT = {
     "Webhook": COMMON | GITLAB | {
         "KOPSLINE_PIPELINE_ARN", "KOPSLINE_ALLOWED_PROJECTS", "KOPSLINE_STATE_STORES", "KOPSLINE_WEBHOOK_AUTH",
         "KOPSLINE_WEBHOOK_SECRET_ARN", "KOPSLINE_MAX_BODY_BYTES",
     },
-    "Replace": COMMON | GITLAB | KOPS | {"KOPSLINE_ALLOWED_PROJECTS"},
-    "Plan": COMMON | GITLAB | KOPS,
-    "Update": COMMON | GITLAB | KOPS,
-    "Roll": COMMON | GITLAB | {"KOPSLINE_STATE_STORES"},
-    "Console": COMMON | GITLAB | {"KOPSLINE_APPROVE_ARN"},
+    "Replace": COMMON | GITLAB | KOPS,
+    "Plan": COMMON | KOPS,
+    "Update": COMMON | KOPS,
+    "Roll": COMMON,
+    "Console": COMMON | GITLAB,
 }  # fmt: skip
 
 
@@ -84,8 +84,9 @@ class Template(unittest.TestCase):
             self.assertNotIn("s3:*", actions)
             self.assertNotIn("iam:*", actions)
 
-    def test_plan_writes_its_own_records_and_nothing_else(self):
-        self.assertEqual(self.writes("Plan"), [("s3:PutObject", str({"Fn::Sub": "${RunBucket.Arn}/runs/*"}))])
+    def test_plan_writes_its_own_records_and_its_lease_and_nothing_else(self):
+        own = [("s3:PutObject", str({"Fn::Sub": f"${{RunBucket.Arn}}/{prefix}/*"})) for prefix in ("locks", "runs")]
+        self.assertEqual(sorted(self.writes("Plan")), own)
 
     def test_replace_writes_the_registry_and_no_cloud(self):
         for action, resource in self.writes("Replace"):
