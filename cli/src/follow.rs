@@ -188,7 +188,7 @@ pub(crate) mod tests {
             lines(Some(&done), &replanned),
             [
                 "       +55 s  plan            started",
-                "       +30 s  plan            failed in 20 s: 12 to create",
+                "       +30 s  plan            failed in 20 s",
                 "       +30 s  run             failed after 30 s"
             ]
         );

@@ -270,7 +270,8 @@ impl Run {
         for record in self.stages.iter_mut().filter(|record| !record.state.is_final()) {
             record.state = StageState::Failed;
             record.ended_at = Some(now);
-            if record.note.is_empty() {
+            // A run that failed says why elsewhere; the other ends are the stage's own news.
+            if record.note.is_empty() && state != RunState::Failed {
                 state.as_str().clone_into(&mut record.note);
             }
         }
