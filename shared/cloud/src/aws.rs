@@ -158,7 +158,7 @@ impl Cloud for AwsCloud {
         for group in &mut raw {
             group.warm_members = warm_pools.remove(&group.name).unwrap_or_default();
         }
-        Ok(RawInventory { groups: raw, instances, launch_templates, nodes: None })
+        Ok(RawInventory { groups: raw, instances, launch_templates, kubernetes: None })
     }
 
     /// In batches; a batch that AWS refuses (it refuses all for one unknown id) is repeated one by one.

@@ -7,8 +7,8 @@ use async_trait::async_trait;
 use jiff::{SignedDuration, Timestamp};
 use kopsline_core::{Classify, FailureKind};
 use kopsline_rolling::{
-    ClusterSpec, Command, CommandError, CommandResult, Inventory, InventoryError, Leftover, Observation, Outcome, RollOptions, RollState,
-    SelectionError, StateError, Summary, Until, classify, next,
+    Action, ClusterSpec, Command, CommandError, CommandResult, Inventory, InventoryError, Leftover, Observation, Outcome, Refusal,
+    RollOptions, RollState, SelectionError, StateError, Summary, Until, classify, next,
 };
 use serde::{Deserialize, Serialize};
 use tracing::{info, warn};
@@ -266,16 +266,20 @@ async fn save(checkpoints: &dyn Checkpoints, state: &RollState, expected: Option
 }
 
 async fn execute(cloud: &dyn Cloud, commands: Vec<Command>) -> Vec<CommandResult> {
-    let ids: Vec<String> = commands.iter().map(|Command::Terminate { instance, .. }| instance.clone()).collect();
+    let instance_of = |command: &Command| match &command.action {
+        Action::Terminate { instance } => Some(instance.clone()),
+        _ => None,
+    };
+    let ids: Vec<String> = commands.iter().filter_map(instance_of).collect();
     info!(instances = ids.join(","), "terminating");
     let mut results: BTreeMap<_, _> = cloud.terminate(&ids).await.into_iter().collect();
     commands
         .into_iter()
         .filter_map(|command| {
-            let Command::Terminate { group, instance } = &command;
-            let result = results.remove(instance)?.map_err(|error| {
-                warn!(group, instance, %error, "termination failed");
-                CommandError { transient: error.is_transient(), message: error.to_string() }
+            let result = results.remove(&instance_of(&command)?)?.map_err(|error| {
+                warn!(group = command.group, %error, "termination failed");
+                let kind = if error.is_transient() { Refusal::Transient } else { Refusal::Permanent };
+                CommandError { kind, message: error.to_string() }
             });
             Some(CommandResult { command, result })
         })

@@ -6,8 +6,8 @@ use jiff::{SignedDuration, Timestamp};
 use crate::properties::{Kill, drive};
 use crate::sim::Simulation;
 use crate::{
-    Command, CommandError, CommandResult, Decision, GroupPhase, GroupSpec, IntOrString, Inventory, Manager, Observation, Origin, Outcome,
-    Role, RollOptions, RollState, RollingUpdate, Selection, WaitReason, classify, next,
+    Action, Command, CommandError, CommandResult, Decision, GroupPhase, GroupSpec, IntOrString, Inventory, Manager, Observation, Origin,
+    Outcome, Refusal, Role, RollOptions, RollState, RollingUpdate, Selection, WaitReason, classify, next,
 };
 
 fn spec(name: &str, role: Role) -> GroupSpec {
@@ -298,7 +298,7 @@ impl Host {
                 .commands
                 .into_iter()
                 .map(|command| {
-                    let Command::Terminate { instance, .. } = &command;
+                    let Action::Terminate { instance } = &command.action else { panic!("{command:?}") };
                     asked.push(instance.clone());
                     let result = fails(instance).map_or(Ok(()), Err);
                     CommandResult { command, result }
@@ -310,7 +310,9 @@ impl Host {
 }
 
 fn refused(id: &'static str) -> impl Fn(&str) -> Option<CommandError> {
-    move |instance| (instance == id).then(|| CommandError { transient: false, message: "OperationNotPermitted: protected".to_owned() })
+    move |instance| {
+        (instance == id).then(|| CommandError { kind: Refusal::Permanent, message: "OperationNotPermitted: protected".to_owned() })
+    }
 }
 
 #[test]
@@ -355,7 +357,7 @@ fn a_warm_instance_that_cannot_be_terminated_stops_its_group_before_anything_els
 #[test]
 fn failures_that_may_pass_are_tried_again_with_growing_pauses_until_the_timeout() {
     let mut host = Host::new(&group("node-1", Role::Node, 1, 0));
-    let throttled = CommandError { transient: true, message: "RequestLimitExceeded".to_owned() };
+    let throttled = CommandError { kind: Refusal::Transient, message: "RequestLimitExceeded".to_owned() };
     let command = host.ask(&[]).commands.remove(0);
     let mut pauses = Vec::new();
     while host.state.outcome == Outcome::Running {
@@ -430,7 +432,10 @@ fn a_group_missing_from_one_answer_says_nothing_about_its_instances() {
     let groups = std::mem::take(&mut host.inventory.groups);
     assert!(matches!(host.ask(&[]).wait.unwrap().reason, WaitReason::Missing { .. }));
     host.inventory.groups = groups;
-    assert_eq!(host.ask(&[]).commands, [Command::Terminate { group: "node-1".to_owned(), instance: "node-1-0".to_owned() }]);
+    assert_eq!(
+        host.ask(&[]).commands,
+        [Command { group: "node-1".to_owned(), action: Action::Terminate { instance: "node-1-0".to_owned() } }]
+    );
 }
 
 #[test]

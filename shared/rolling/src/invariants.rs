@@ -1,6 +1,6 @@
 //! Checks of every decision, independent of how it came about. They guard against defects of the planner.
 
-use crate::planner::Command;
+use crate::command::{Action, Command};
 use crate::spec::Role;
 use crate::state::{GroupPhase, InstancePhase, Origin, Outcome, RollState};
 
@@ -10,7 +10,8 @@ pub(crate) fn check(state: &RollState, commands: &[Command]) -> Result<(), Strin
     if state.outcome != Outcome::Running && !commands.is_empty() {
         return Err("commands after the end".to_owned());
     }
-    for Command::Terminate { group: name, instance: id } in commands {
+    for Command { group: name, action } in commands {
+        let Action::Terminate { instance: id } = action else { continue };
         let intended = state
             .groups
             .iter()

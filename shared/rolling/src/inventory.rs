@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
+use crate::kubernetes::{ClusterFacts, NodeFacts};
 use crate::spec::{ClusterSpec, GroupSpec, Manager};
 
 /// The tag by which an Auto Scaling group or instance belongs to a cluster; its value is the cluster's name.
@@ -22,8 +23,8 @@ pub struct RawInventory {
     pub instances: Vec<RawInstance>,
     /// The launch templates that a group refers to without a number (see [`RawGroup::unresolved_launch_template`]).
     pub launch_templates: Vec<LaunchTemplateVersions>,
-    /// The cluster's nodes; `None` where no Kubernetes API is configured, which is kOps' `--cloudonly`.
-    pub nodes: Option<Vec<NodeFacts>>,
+    /// What the Kubernetes API says; `None` where none is configured, which is kOps' `--cloudonly`.
+    pub kubernetes: Option<ClusterFacts>,
 }
 
 /// An Auto Scaling group.
@@ -105,17 +106,6 @@ pub struct RawInstance {
     pub machine_type: String,
     /// Its tags.
     pub tags: BTreeMap<String, String>,
-}
-
-/// A Kubernetes node.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub struct NodeFacts {
-    /// The node's name.
-    pub name: String,
-    /// `spec.providerID`; its last path element is the instance's id.
-    pub provider_id: String,
-    /// Whether the annotation `kops.k8s.io/needs-update` is present, whatever its value.
-    pub needs_update: bool,
 }
 
 impl RawGroup {
@@ -258,7 +248,7 @@ pub enum InventoryError {
 /// Says of every instance of the cluster whether it needs an update, as kOps does
 /// (kOps 1.36 `upup/pkg/fi/cloudup/awsup/aws_cloud.go`, `pkg/cloudinstances`).
 pub fn classify(raw: &RawInventory, cluster: &ClusterSpec) -> Result<Inventory, InventoryError> {
-    let nodes = Nodes::new(raw.nodes.as_deref().unwrap_or_default());
+    let nodes = Nodes::new(raw.kubernetes.as_ref().map(|facts| facts.nodes.as_slice()).unwrap_or_default());
     let mut instances: BTreeMap<&str, BTreeMap<&str, &RawInstance>> = BTreeMap::new();
     for instance in &raw.instances {
         if let (Some(group), Some(owner)) = (instance.tags.get(GROUP_TAG), instance.tags.get(CLUSTER_TAG))
@@ -285,7 +275,7 @@ pub fn classify(raw: &RawInventory, cluster: &ClusterSpec) -> Result<Inventory, 
     for spec in cluster.groups.iter().filter(|spec| spec.manager == Manager::Karpenter) {
         groups.insert(spec.name.clone(), karpenter_group(spec, of_group(&spec.name), &nodes));
     }
-    Ok(Inventory { cluster: cluster.clone(), groups, unmatched, nodes_known: raw.nodes.is_some() })
+    Ok(Inventory { cluster: cluster.clone(), groups, unmatched, nodes_known: raw.kubernetes.is_some() })
 }
 
 fn cloud_group(
@@ -591,7 +581,7 @@ mod tests {
         let mut karpenter = spec("spot", Role::Node);
         karpenter.manager = Manager::Karpenter;
         let mut raw = RawInventory { instances: vec![instance("i-1", "spot"), instance("i-2", "spot")], ..RawInventory::default() };
-        raw.nodes = Some(vec![NodeFacts { name: "n2".to_owned(), provider_id: "aws:///eu-west-1a/i-2".to_owned(), needs_update: true }]);
+        raw.kubernetes = facts(vec![NodeFacts { name: "n2".to_owned(), ..node("i-2", true) }]);
         let inventory = classify(&raw, &cluster(vec![karpenter])).unwrap();
         let group = &inventory.groups["spot"];
         assert_eq!((ids(&group.ready), ids(&group.need_update)), (vec!["i-1"], vec!["i-2"]));
@@ -605,7 +595,7 @@ mod tests {
             ("node-1", Role::Node, "node-1.c.test"),
             ("node-2", Role::Node, "node-2.c.test"),
         ];
-        let mut raw = RawInventory { nodes, ..RawInventory::default() };
+        let mut raw = RawInventory { kubernetes: nodes.and_then(facts), ..RawInventory::default() };
         for (name, _, full) in names {
             let (old, new) = (format!("{name}a"), format!("{name}b"));
             raw.groups.push(RawGroup { members: vec![member(&old, "1"), member(&new, "2")], ..group(full, "2") });
@@ -615,7 +605,11 @@ mod tests {
     }
 
     fn node(id: &str, needs_update: bool) -> NodeFacts {
-        NodeFacts { name: format!("{id}.local"), provider_id: format!("aws:///z/{id}"), needs_update }
+        NodeFacts { name: format!("{id}.local"), provider_id: format!("aws:///z/{id}"), needs_update, ..NodeFacts::default() }
+    }
+
+    fn facts(nodes: Vec<NodeFacts>) -> Option<ClusterFacts> {
+        Some(ClusterFacts { nodes, ..ClusterFacts::default() })
     }
 
     #[test]

@@ -5,8 +5,10 @@
 //! after it is stored. Semantics are those of kOps 1.36 (`pkg/instancegroups`, `upup/pkg/fi/cloudup/awsup`); where this
 //! crate differs on purpose, the item's documentation says so.
 
+mod command;
 mod invariants;
 mod inventory;
+mod kubernetes;
 mod planner;
 mod preview;
 mod settings;
@@ -20,11 +22,13 @@ mod cases;
 #[cfg(test)]
 mod properties;
 
+pub use command::{Action, Command, CommandError, CommandResult, Refusal};
 pub use inventory::{
-    CloudGroup, Instance, Inventory, InventoryError, LaunchTemplateRef, LaunchTemplateVersions, NodeFacts, RawGroup, RawInstance,
-    RawInventory, RawMember, Status, classify,
+    CloudGroup, Instance, Inventory, InventoryError, LaunchTemplateRef, LaunchTemplateVersions, RawGroup, RawInstance, RawInventory,
+    RawMember, Status, classify,
 };
-pub use planner::{Command, CommandError, CommandResult, Decision, Observation, Until, WaitReason, next};
+pub use kubernetes::{ApiName, BudgetFacts, ClusterFacts, NodeFacts, Owner, PodFacts, PodRef, Requirement, Selector};
+pub use planner::{Decision, Observation, Until, WaitReason, next};
 pub use preview::{Preview, PreviewRow, Replacement, preview};
 pub use settings::{FieldError, FieldErrorKind, IntOrString, NotAPercentage, RollingUpdate, Settings};
 pub use spec::{ClusterSpec, GroupSpec, Manager, Role, Selection, SelectionError, SpecError};

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
+use crate::command::{Action, Command, CommandResult, Refusal};
 use crate::invariants;
 use crate::inventory::{CloudGroup, Instance, Inventory};
 use crate::spec::{Manager, Role};
@@ -17,37 +18,6 @@ const LONGEST_POLL: SignedDuration = SignedDuration::from_secs(10);
 /// First pause before a failed call is decided on again; it doubles up to [`MAX_BACKOFF`].
 const FIRST_BACKOFF: SignedDuration = SignedDuration::from_secs(5);
 const MAX_BACKOFF: SignedDuration = SignedDuration::from_secs(60);
-
-/// Something to do to the cloud. Every command may be executed again: the second time changes nothing.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(tag = "command", rename_all = "snake_case")]
-pub enum Command {
-    /// Terminate an instance; one that no longer exists is a success.
-    Terminate {
-        /// The instance group.
-        group: String,
-        /// The instance.
-        instance: String,
-    },
-}
-
-/// What became of a command.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct CommandResult {
-    /// The command.
-    pub command: Command,
-    /// Whether the cloud accepted it.
-    pub result: Result<(), CommandError>,
-}
-
-/// Why a command failed.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct CommandError {
-    /// Whether the same command may succeed later.
-    pub transient: bool,
-    /// What the cloud said.
-    pub message: String,
-}
 
 /// What the host sees.
 #[derive(Debug, Clone, Copy)]
@@ -194,13 +164,16 @@ fn absorb(group: &mut GroupRoll, options: &RollOptions, observation: &Observatio
     let mut lost_one = false;
     for instance in &mut group.instances {
         if let InstancePhase::Terminating { attempts, .. } = instance.phase {
-            let result = observation.results.iter().find(|result| {
-                let Command::Terminate { instance: id, .. } = &result.command;
-                *id == instance.id
-            });
+            let result = observation
+                .results
+                .iter()
+                .find(|result| matches!(&result.command.action, Action::Terminate { instance: id } if *id == instance.id));
             match result.map(|result| &result.result) {
                 Some(Ok(())) => terminated(instance, now),
-                Some(Err(error)) if error.transient && now.duration_since(instance.started.unwrap_or(now)) < options.validation_timeout => {
+                Some(Err(error))
+                    if error.kind != Refusal::Permanent
+                        && now.duration_since(instance.started.unwrap_or(now)) < options.validation_timeout =>
+                {
                     instance.phase = InstancePhase::Terminating { attempts, not_before: later(now, backoff(attempts)) };
                 }
                 Some(Err(error)) => instance.phase = InstancePhase::Failed { error: error.message.clone() },
@@ -470,7 +443,7 @@ impl Step<'_> {
                 InstancePhase::Terminating { attempts, not_before } if *not_before <= self.now => {
                     *attempts += 1;
                     *not_before = self.now;
-                    commands.push(Command::Terminate { group: group.name.clone(), instance: instance.id.clone() });
+                    commands.push(terminate(&group.name, &instance.id));
                 }
                 InstancePhase::Terminating { not_before, .. } => {
                     let reason = WaitReason::Retry { group: group.name.clone(), instance: instance.id.clone() };
@@ -626,8 +599,12 @@ impl Step<'_> {
         instance.phase = InstancePhase::Terminating { attempts: 1, not_before: self.now };
         instance.started = Some(self.now);
         service.condemned.insert(instance.id.clone());
-        Command::Terminate { group: group.to_owned(), instance: instance.id.clone() }
+        terminate(group, &instance.id)
     }
+}
+
+fn terminate(group: &str, instance: &str) -> Command {
+    Command { group: group.to_owned(), action: Action::Terminate { instance: instance.to_owned() } }
 }
 
 /// How many instances of the group may be down at once: one until the first replacement has worked out.

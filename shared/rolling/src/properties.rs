@@ -7,7 +7,7 @@ use proptest::prelude::*;
 
 use crate::sim::{Faults, Simulation, Termination};
 use crate::{
-    Command, CommandError, CommandResult, GroupSpec, IntOrString, Manager, Observation, Outcome, Role, RollOptions, RollState,
+    Action, CommandError, CommandResult, GroupSpec, IntOrString, Manager, Observation, Outcome, Refusal, Role, RollOptions, RollState,
     RollingUpdate, Settings, classify, next,
 };
 
@@ -54,8 +54,8 @@ pub(crate) fn drive(sim: &mut Simulation, options: &RollOptions, kill: Kill) -> 
                     sim.advance(SignedDuration::from_secs(7));
                     break 'process;
                 }
-                let Command::Terminate { instance, .. } = &command;
-                let result = sim.terminate(instance).map_err(|message| CommandError { transient: true, message });
+                let Action::Terminate { instance } = &command.action else { panic!("{command:?}") };
+                let result = sim.terminate(instance).map_err(|message| CommandError { kind: Refusal::Transient, message });
                 if kill == Kill::After(executed) {
                     sim.advance(SignedDuration::from_secs(7));
                     break 'process;
