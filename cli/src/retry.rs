@@ -46,7 +46,7 @@ pub(crate) async fn run(context: &Context, format: Format, args: &Args) -> anyho
 
 /// The number and record of the newest attempt of a run's commit.
 async fn newest_attempt(runs: &Runs, given: Run) -> anyhow::Result<(u32, Run)> {
-    let id = |attempt| RunId::of(&given.cluster.name, &given.merge.commit, attempt);
+    let id = |attempt| RunId::of(&given.cluster.state_store, &given.cluster.name, &given.merge.commit, attempt);
     let mut newest = None;
     for attempt in 1..=MAX_ATTEMPTS {
         let found = runs.find(&id(attempt)).await.with_context(|| format!("attempt {attempt} of {}", given.merge.commit.short()))?;
@@ -61,7 +61,7 @@ async fn newest_attempt(runs: &Runs, given: Run) -> anyhow::Result<(u32, Run)> {
 /// A fresh run of the same commit.
 fn again(run: &Run, attempt: u32, now: Timestamp) -> Run {
     Run {
-        id: RunId::of(&run.cluster.name, &run.merge.commit, attempt),
+        id: RunId::of(&run.cluster.state_store, &run.cluster.name, &run.merge.commit, attempt),
         cluster: run.cluster.clone(),
         merge: run.merge.clone(),
         delivery: format!("retry of {}", run.id),
@@ -92,7 +92,7 @@ mod tests {
     async fn the_newest_attempt_counts() {
         let runs = Runs::new(Documents::new(Arc::new(MemoryStore::default())));
         let mut first = run();
-        first.id = RunId::of(&first.cluster.name, &first.merge.commit, 1);
+        first.id = RunId::of(&first.cluster.state_store, &first.cluster.name, &first.merge.commit, 1);
         first.enter(Stage::Replace, at(1));
         first.end(RunState::Failed, None, at(2));
         runs.create(&first).await.unwrap();

@@ -205,7 +205,7 @@ fn new_run(push: &Push, cluster: ClusterConfig, delivery: &str, now: Timestamp) 
     let project = &push.project;
     let null = || CommitId::new(&"0".repeat(push.after.as_str().len())).unwrap_or_else(|_| push.after.clone());
     Run {
-        id: RunId::of(&cluster.name, &push.after, 1),
+        id: RunId::of(&cluster.state_store, &cluster.name, &push.after, 1),
         cluster,
         merge: Merge {
             project_id: project.id,

@@ -136,9 +136,10 @@ impl RunId {
         }
     }
 
-    /// The id of the `attempt`th run (1 is the first) of a commit on a cluster.
-    pub fn of(cluster: &ClusterName, commit: &CommitId, attempt: u32) -> Self {
-        let digest = Sha256::digest(format!("{cluster}\n{commit}\n{attempt}"));
+    /// The id of the `attempt`th run (1 is the first) of a commit on a cluster. Clusters of one name in two state stores
+    /// are two clusters.
+    pub fn of(store: &StateStoreUri, cluster: &ClusterName, commit: &CommitId, attempt: u32) -> Self {
+        let digest = Sha256::digest(format!("{store}\n{cluster}\n{commit}\n{attempt}"));
         let digest = hex::encode(digest);
         Self(format!("{}-{}-{}", cluster.slug(), commit.short(), digest.get(..8).unwrap_or(&digest)))
     }
@@ -212,10 +213,12 @@ mod tests {
         #[test]
         fn run_ids_are_valid_execution_names(name in "[a-z]([a-z0-9]{0,40})\\.[a-z0-9]{1,60}(\\.[a-z]{2,20})?", sha in "[0-9a-f]{40}", attempt in 1u32..9) {
             let (cluster, commit) = (ClusterName::new(&name).unwrap(), CommitId::new(&sha).unwrap());
-            let id = RunId::of(&cluster, &commit, attempt);
+            let (store, other) = (StateStoreUri::new("s3://state").unwrap(), StateStoreUri::new("s3://state/b").unwrap());
+            let id = RunId::of(&store, &cluster, &commit, attempt);
             prop_assert!(id.as_str().len() <= 64);
             prop_assert_eq!(RunId::new(id.as_str()).unwrap(), id.clone());
-            prop_assert_ne!(RunId::of(&cluster, &commit, attempt + 1), id);
+            prop_assert_ne!(&RunId::of(&store, &cluster, &commit, attempt + 1), &id);
+            prop_assert_ne!(RunId::of(&other, &cluster, &commit, attempt), id);
         }
 
         #[test]
