@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from stack import up
+from stack.execute import execute
 from stack.processes import adopt_orphans, end_with_parent
 
 
@@ -17,6 +18,8 @@ def main() -> int:
     stops everything in order.
     """
     arguments = _parser().parse_args()
+    if arguments.command == "exec":
+        return execute(arguments.run, arguments.localstack_python)
     parent = os.getpid()
     child = os.fork()
     if child == 0:
@@ -32,7 +35,11 @@ def main() -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="stack", description="Everything Kopsline needs, on one machine.")
-    command = parser.add_subparsers(required=True).add_parser(
+    commands = parser.add_subparsers(dest="command", required=True)
+    run = commands.add_parser("exec", help="run a command beside an empty stack, which it finds by KOPSLINE_TEST_...")
+    _add_localstack_python(run)
+    run.add_argument("run", nargs="+", metavar="COMMAND", help="after --")
+    command = commands.add_parser(
         "up",
         help="start it all, print one line of JSON when it is ready, stop when stdin closes or on SIGTERM",
         description="Starts emulated AWS, a GitLab stand-in and a file server on loopback and deploys a SAM "
@@ -42,11 +49,7 @@ def _parser() -> argparse.ArgumentParser:
         "{hook_secret_token}, {files_url}, {aws_url}, {sfn_url}, {lambda_url} and {architecture}.",
     )
     command.add_argument("--home", type=Path, required=True, help="a folder for logs, repositories and scratch files")
-    command.add_argument(
-        "--localstack-python",
-        default=os.environ.get("STACK_LOCALSTACK_PYTHON"),
-        help="Python of the virtual environment with requirements-localstack.txt (STACK_LOCALSTACK_PYTHON)",
-    )
+    _add_localstack_python(command)
     command.add_argument("--template", type=Path, help="SAM template to deploy; without it nothing is deployed")
     command.add_argument(
         "--functions",
@@ -64,12 +67,21 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--env", action="append", default=[], metavar="NAME=VALUE", help="added to every function")
     command.add_argument("--bucket", action="append", default=[], help="one more bucket, versioned")
     command.add_argument("--kops", metavar="VERSION=FILE", help="a kops binary for the functions, put into RunBucket")
+    command.add_argument("--aws-port", type=int, help="of the emulated AWS; kOps writes its address into machines' user data")
     command.add_argument("--project", default="platform/clusters", help="the GitLab project's path")
     command.add_argument("--content", type=Path, help="a folder for the project's first commit")
     command.add_argument("--replace", action="append", default=[], metavar="OLD=NEW", help="in that folder's files")
     command.add_argument("--no-stdin", action="store_true", help="do not stop when stdin closes")
     command.add_argument("--timeout", type=float, default=120, help="seconds the programs may take to come up")
     return parser
+
+
+def _add_localstack_python(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--localstack-python",
+        default=os.environ.get("STACK_LOCALSTACK_PYTHON"),
+        help="Python of the virtual environment with requirements-localstack.txt (STACK_LOCALSTACK_PYTHON)",
+    )
 
 
 if __name__ == "__main__":

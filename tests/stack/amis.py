@@ -7,11 +7,14 @@ UBUNTU = "099720109477"
 FLATCAR = "075585003325"
 AMAZON = "137112412989"
 
+IMAGE = "ami-2404a001"
+"""The one that tests launch from."""
+
 _IMAGES = [
     # As kOps' golden clusters name it (kOps 1.36 pkg/testutils/integrationtestharness.go); on AWS the name
     # itself starts with `ubuntu/` too, so that a manifest says `ubuntu/ubuntu/images/...`.
     ("ami-12345678", UBUNTU, "x86_64", "images/hvm-ssd-gp3/ubuntu-resolute-26.04-amd64-server-20220404"),
-    ("ami-2404a001", UBUNTU, "x86_64", "ubuntu/images/hvm-ssd-gp3/ubuntu-noble-24.04-amd64-server-20260801"),
+    (IMAGE, UBUNTU, "x86_64", "ubuntu/images/hvm-ssd-gp3/ubuntu-noble-24.04-amd64-server-20260801"),
     ("ami-2404a002", UBUNTU, "x86_64", "ubuntu/images/hvm-ssd-gp3/ubuntu-noble-24.04-amd64-server-20261001"),
     ("ami-2404b001", UBUNTU, "arm64", "ubuntu/images/hvm-ssd-gp3/ubuntu-noble-24.04-arm64-server-20260801"),
     ("ami-f1a7ca01", FLATCAR, "x86_64", "Flatcar-stable-4230.2.1-hvm"),

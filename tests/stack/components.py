@@ -33,14 +33,15 @@ class Aws:
         return [self.moto, self.sfn, self.functions]
 
 
-def aws(home: Path, localstack_python: str) -> Aws:
-    """Describes the programs for a stack in `home`; nothing is started yet."""
+def aws(home: Path, localstack_python: str, port: int | None = None) -> Aws:
+    """Describes the programs for a stack in `home`; nothing is started yet. `port` is the emulated AWS's, if it matters."""
     logs = home / "logs"
-    moto_url, sfn_url, lambda_url = (f"http://{LOOPBACK}:{free_port()}" for _ in range(3))
+    sfn_url, lambda_url = (f"http://{LOOPBACK}:{free_port()}" for _ in range(2))
+    moto_url = f"http://{LOOPBACK}:{port or free_port()}"
     request_log = logs / "aws-requests.jsonl"
     function_logs = logs / "functions"
     return Aws(
-        moto=_moto(home, moto_url, request_log),
+        moto=moto(home, moto_url, request_log),
         sfn=_step_functions(home, localstack_python, sfn_url, moto_url, lambda_url),
         functions=_lambda(home, lambda_url, function_logs),
         moto_url=moto_url,
@@ -63,7 +64,8 @@ def _base_environment(home: Path) -> dict[str, str]:
     }
 
 
-def _moto(home: Path, url: str, request_log: Path) -> Component:
+def moto(home: Path, url: str, request_log: Path) -> Component:
+    """All of AWS but Lambda and Step Functions."""
     return Component(
         name="moto",
         command=[

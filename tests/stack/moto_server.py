@@ -32,6 +32,8 @@ from moto.moto_server.werkzeug_app import (
 from werkzeug.serving import run_simple
 
 from stack.requestlog import RequestLog
+from stack.trap import PATH as TRAP
+from stack.trap import Trap
 
 GROUP_NAME_TAG = autoscaling.ASG_NAME_TAG
 
@@ -243,7 +245,7 @@ def fix_target_group_names() -> None:
     elbv2.ELBv2Backend.create_target_group = create_target_group
 
 
-def with_request_log(application, log: RequestLog):
+def with_request_log(application: Trap, log: RequestLog):
     """WSGI middleware: one line for each request, written before the answer leaves.
 
     Of the many AWS protocols, `service` comes from the signature's scope and `action` from the form of
@@ -257,8 +259,10 @@ def with_request_log(application, log: RequestLog):
             status[0] = line
             return start_response(line, headers, exc_info)
 
+        if environ["PATH_INFO"] == TRAP:
+            return application(environ, start_response, None)
         action = _action(environ)
-        body = list(application(environ, remember))
+        body = list(application(environ, remember, action))
         scope = re.search(r"Credential=[^/]+/\d+/[^/]*/([^/]+)/", environ.get("HTTP_AUTHORIZATION", ""))
         log.write(
             method=environ["REQUEST_METHOD"],
@@ -300,7 +304,7 @@ def main() -> None:
     run_simple(
         "127.0.0.1",
         arguments.port,
-        with_request_log(application, RequestLog(arguments.request_log)),
+        with_request_log(Trap(application), RequestLog(arguments.request_log)),
         threaded=True,
         request_handler=MotoRequestHandler,
     )

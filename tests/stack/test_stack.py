@@ -28,12 +28,12 @@ from urllib.parse import quote, urlencode
 from botocore.exceptions import ClientError
 
 from stack import deploy
+from stack.amis import IMAGE
 from stack.template import NO_VALUE, Template, TemplateError, parse
 
 HERE = Path(__file__).resolve().parent
 DEMO = HERE.parent / "fixtures" / "demo"
 PATIENCE_SECONDS = 60
-IMAGE = "ami-2404a001"
 
 
 class Running:
@@ -207,6 +207,50 @@ class S3(unittest.TestCase):
             [(r["method"], r["status"], r["service"]) for r in seen], [("PUT", 200, "s3"), ("GET", 200, "s3")]
         )
         self.assertTrue(begun <= seen[0]["time"] <= seen[1]["time"] <= time.time())
+
+
+class Trap(unittest.TestCase):
+    """A request is held, before or after it had its effect, until it is let go."""
+
+    def setUp(self):
+        self.s3, self.bucket = STACK.aws("s3"), STACK.report["buckets"]["Runs"]
+        self.key = f"trap/{uuid.uuid4()}"
+        # Nothing has no words: the trap is harmless after the test.
+        self.addCleanup(self.call, "POST", "/_stack/trap", {"match": "^$"})
+        self.addCleanup(self.call, "DELETE", "/_stack/trap")
+
+    def call(self, method: str, path: str, body: dict | None = None) -> bytes:
+        scope = "Credential=test/20260101/us-east-1/s3/aws4_request"
+        headers = {"Authorization": f"AWS4-HMAC-SHA256 {scope}, SignedHeaders=host, Signature=0", "User-Agent": "trapped/1"}
+        data = json.dumps(body).encode() if body else None
+        request = urllib.request.Request(STACK.report["aws_url"] + path, data, headers, method=method)
+        with urllib.request.urlopen(request, timeout=PATIENCE_SECONDS) as answer:
+            return answer.read()
+
+    def held(self) -> dict | None:
+        return json.loads(self.call("GET", "/_stack/trap"))["held"]
+
+    def exists(self) -> bool:
+        return "Contents" in self.s3.list_objects_v2(Bucket=self.bucket, Prefix=self.key)
+
+    def test_before_and_after(self):
+        for when, done in (("before", False), ("after", True)):
+            self.call("POST", "/_stack/trap", {"match": f"trapped.* PUT .*{self.key}", "when": when, "skip": 1})
+            self.call("PUT", f"/{self.bucket}/{self.key}", {"number": 1})
+            self.s3.delete_object(Bucket=self.bucket, Key=self.key)
+            with ThreadPoolExecutor(1) as pool:
+                put = pool.submit(self.call, "PUT", f"/{self.bucket}/{self.key}", {"number": 2})
+                held = eventually(self.held)
+                self.assertEqual(held["words"], f"trapped/1 PUT /{self.bucket}/{self.key}")
+                self.assertEqual((self.exists(), put.done()), (done, False))
+                self.call("DELETE", "/_stack/trap")
+                put.result()
+            self.assertTrue(self.exists())
+            self.s3.delete_object(Bucket=self.bucket, Key=self.key)
+
+    def test_the_tests_own_client_is_never_held(self):
+        self.call("POST", "/_stack/trap", {"match": "."})
+        self.s3.put_object(Bucket=self.bucket, Key=self.key, Body=b"1")
 
 
 class AutoScaling(unittest.TestCase):

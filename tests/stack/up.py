@@ -90,7 +90,7 @@ def _start(arguments: argparse.Namespace, running: list[Component]) -> dict:
         raise StartError("--localstack-python (or STACK_LOCALSTACK_PYTHON): no Python there")
 
     started = time.monotonic()
-    aws = components.aws(home, arguments.localstack_python)
+    aws = components.aws(home, arguments.localstack_python, arguments.aws_port)
     # All programs before any thread: see `Component.start`.
     for component in aws.components:
         component.start()
