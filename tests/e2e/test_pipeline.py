@@ -1,128 +1,21 @@
 """The whole pipeline, for real: the functions' binaries, the state machines, and kops, on the local stack."""
 
 import json
-import os
 import re
 import shutil
-import subprocess
 import tempfile
 import time
 import unittest
-import urllib.error
-import urllib.request
 from pathlib import Path
 
-import boto3
+from e2e import plans
+from e2e.harness import STATE_STORE, Stack, changes_something, moment, runs_of, stage
 
-ROOT = Path(__file__).resolve().parents[2]
-KOPS_VERSION = "1.36.2"
 CLUSTER = "demo.k8s.example.com"
-PATIENCE_SECONDS = 300
 
 
-class Stack:
-    """The local stack with the functions deployed from template.yaml."""
-
-    def __init__(self, home: Path):
-        functions = os.environ.get("KOPSLINE_FUNCTIONS") or str(ROOT / "target/debug")
-        command = [os.environ["STACK_PYTHON"], "-m", "stack", "up", "--home", str(home)]
-        command += ["--template", str(ROOT / "template.yaml"), "--values", str(ROOT / "tests/stack/kopsline-values.json")]
-        command += ["--functions", functions, "--content", str(ROOT / "tests/fixtures/demo")]
-        command += ["--replace", "https://kops-files.example.com={files_url}", "--kops", f"{KOPS_VERSION}={os.environ['STACK_KOPS']}"]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT / "tests")}
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
-        line = self.process.stdout.readline()
-        if not line:
-            raise RuntimeError("the local stack did not start: see above")
-        self.places = json.loads(line)
-        keys = {"region_name": self.places["region"], "aws_access_key_id": "test", "aws_secret_access_key": "test"}
-        self.s3 = boto3.client("s3", endpoint_url=self.places["aws_url"], **keys)
-        self.groups = boto3.client("autoscaling", endpoint_url=self.places["aws_url"], **keys)
-        self.sfn = boto3.client("stepfunctions", endpoint_url=self.places["sfn_url"], **keys)
-        self.bucket = self.places["buckets"]["RunBucket"]
-        machines = self.places["state_machines"]
-        self.machine = {name.lower().removesuffix("statemachine"): at for name, at in machines.items()}
-
-    def stop(self):
-        self.process.stdin.close()
-        self.process.wait(30)
-        self.process.stdout.close()
-
-    def control(self, path: str, body: dict) -> dict:
-        """Steers the GitLab stand-in."""
-        request = urllib.request.Request(
-            self.places["gitlab"]["url"] + path, json.dumps(body).encode(), {"content-type": "application/json"}
-        )
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            return json.loads(answer.read())
-
-    def git(self, *arguments: str) -> str:
-        command = ["git", "--git-dir", self.places["gitlab"]["repository"], *arguments]
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
-
-    def manifest(self) -> str:
-        return self.git("show", "HEAD:cluster.yaml")
-
-    def push(self, manifest: str, message: str) -> dict:
-        """A commit of the manifest on the default branch, delivered as GitLab does."""
-        project = self.places["gitlab"]["project"]
-        return self.control("/_control/commit", {"project": project, "files": {"cluster.yaml": manifest}, "message": message, "push": True})
-
-    def deliver_head(self) -> dict:
-        gitlab = self.places["gitlab"]
-        head = self.git("rev-parse", "HEAD").strip()
-        ref = f"refs/heads/{gitlab['default_branch']}"
-        return self.control("/_control/push", {"project": gitlab["project"], "ref": ref, "before": "0" * 40, "after": head})
-
-    def document(self, key: str):
-        try:
-            return json.loads(self.s3.get_object(Bucket=self.bucket, Key=key)["Body"].read())
-        except self.s3.exceptions.NoSuchKey:
-            return None
-
-    def decide(self, approval: str, decision: str) -> None:
-        """As a person does from the Step Functions console."""
-        answer = {"approval": approval, "decision": decision, "comment": "looked at it", "by": "ann"}
-        self.sfn.start_execution(stateMachineArn=self.machine["approve"], input=json.dumps(answer))
-
-    def follow(self, run: str, decide: str | None = "approve") -> dict:
-        """Answers every question of a run, and returns its record when it has ended."""
-        until, answered = time.monotonic() + PATIENCE_SECONDS, set()
-        while time.monotonic() < until:
-            record = self.document(f"runs/{run}/run.json")
-            if record and record["state"] not in ("queued", "running"):
-                return record
-            for approval in record["approvals"] if record and decide else []:
-                open_question = self.document(f"approvals/{approval}.json")
-                if approval not in answered and open_question and not open_question["answer"]:
-                    answered.add(approval)
-                    self.decide(approval, decide)
-            time.sleep(0.2)
-        raise AssertionError(f"{run} did not end: {record}")
-
-    def instances(self) -> dict[str, set[str]]:
-        found = self.groups.describe_auto_scaling_groups()["AutoScalingGroups"]
-        return {group["AutoScalingGroupName"]: {i["InstanceId"] for i in group["Instances"]} for group in found}
-
-    def registry(self) -> dict[str, str]:
-        """The live registry's objects and their versions."""
-        listed = self.s3.list_objects_v2(Bucket="kops-state", Prefix=f"{CLUSTER}/")["Contents"]
-        wanted = ("/config", "/instancegroup/")
-        return {o["Key"]: o["ETag"] for o in listed if any(part in o["Key"] for part in wanted)}
-
-    def writes_to_live(self, since: float) -> list:
-        """S3 writes to the state store since a moment, from the emulator's own request log."""
-        lines = Path(self.places["request_logs"]["aws"]).read_text().splitlines()
-        entries = [json.loads(line) for line in lines]
-        return [e for e in entries if e["path"].startswith("/kops-state") and e["method"] in ("PUT", "POST", "DELETE") and e["time"] >= since]
-
-
-def runs_of(delivery: dict) -> list[str]:
-    return re.findall(r"demo-k8s-example-com-[0-9a-f]{12}-[0-9a-f]{8}", json.dumps(delivery))
-
-
-def note(record: dict, stage: str) -> str:
-    return next(s["note"] for s in record["stages"] if s["stage"] == stage)
+def note(record: dict, name: str) -> str:
+    return stage(record, name)["note"]
 
 
 class Pipeline(unittest.TestCase):
@@ -140,9 +33,19 @@ class Pipeline(unittest.TestCase):
         self.assertTrue(found, delivery)
         return found[0]
 
+    def assert_only_the_update_writes(self, record: dict, asked: float):
+        """From the begin of the plan until a person answers nothing is written; the same log shows the update's writes."""
+        self.assertEqual(self.stack.writes(moment(stage(record, "plan")["started_at"]), asked), [])
+        update = stage(record, "update")
+        written = self.stack.writes(moment(update["started_at"]), moment(update["ended_at"]))
+        for service in ("s3", "ec2", "autoscaling"):
+            self.assertTrue(any(line.startswith(service) for line in written), f"{service}: {written}")
+
     def test_1_a_merge_creates_the_cluster(self):
-        record = self.stack.follow(self.run_of(self.stack.deliver_head()))
+        asked = []
+        record = self.stack.follow(self.run_of(self.stack.deliver_head()), asked=lambda _: asked.append(time.time()))
         self.assertEqual(record["state"], "succeeded", record)
+        self.assert_only_the_update_writes(record, asked[0])
         self.assertRegex(note(record, "plan"), r"^\d+ to create$")
         sizes = {name.split(".")[0]: len(ids) for name, ids in self.stack.instances().items()}
         self.assertEqual(sizes["bastions"], 1)
@@ -156,10 +59,37 @@ class Pipeline(unittest.TestCase):
         after = len(self.stack.sfn.list_executions(stateMachineArn=self.stack.machine["pipeline"])["executions"])
         self.assertEqual(before, after)
 
+    def plan_of_a_working_tree(self, manifest: str) -> dict:
+        """What `kopsline plan` says of it, having written nothing at all, not even to the run bucket."""
+        tree = self.stack.work_tree(self.home / "tree")
+        (tree / "cluster.yaml").write_text(manifest)
+        begun = time.time()
+        done = self.stack.kopsline("--output", "json", "plan", "--directory", str(tree), "--detailed-exitcode")
+        self.assertEqual(done.returncode, 3, done.stderr)
+        received = [entry for entry in self.stack.requests(begun, time.time()) if not entry["agent"].startswith("Boto3/")]
+        self.assertTrue(any(entry["action"] == "DescribeAutoScalingGroups" for entry in received), "kops looked at the cloud")
+        self.assertEqual([entry for entry in received if changes_something(entry)], [])
+        [planned] = json.loads(done.stdout)
+        return planned
+
     def test_3_a_change_is_planned_applied_and_rolled(self):
-        before = self.stack.instances()
-        record = self.stack.follow(self.run_of(self.stack.push(self.stack.manifest().replace("t3.medium", "t3.large"), "larger machines")))
+        before, changed = self.stack.instances(), self.stack.manifest().replace("t3.medium", "t3.large")
+        working_tree = self.plan_of_a_working_tree(changed)
+        asked, bare = [], []
+
+        def look(question: dict):
+            asked.append(time.time())
+            if question["gate"] == "update":
+                bare.append(self.stack.dry_run(CLUSTER))
+
+        record = self.stack.follow(self.run_of(self.stack.push(changed, "larger machines")), asked=look)
         self.assertEqual(record["state"], "succeeded", record)
+        self.assert_only_the_update_writes(record, asked[0])
+        # The registry had the change by then, so that bare kops shows what it, or anybody, would do now.
+        plan = self.stack.document(f"runs/{record['id']}/plan.json")
+        self.assertEqual(plan["inputs"]["dry_run"], plans.digest(bare[0]), "the plan is what bare kops prints, to the last secret")
+        self.assertEqual(plans.differences(self.stack.text(f"runs/{record['id']}/plan.txt"), bare[0]), [])
+        self.assertEqual(working_tree["plan"], plan["plan"], "a plan before the merge is the plan after it")
         self.assertIn("to modify", note(record, "plan"))
         replaced = int(re.match(r"(\d+) of \1 instances replaced", note(record, "roll"))[1])
         after = self.stack.instances()
@@ -169,19 +99,19 @@ class Pipeline(unittest.TestCase):
         self.assertIn("larger machines", page)
 
     def test_4_a_rejected_plan_leaves_the_state_store_as_it_was(self):
-        before = self.stack.registry()
+        before = self.stack.registry(CLUSTER)
         record = self.stack.follow(self.run_of(self.stack.push(self.stack.manifest().replace("t3.large", "t3.xlarge"), "too large")), "reject")
         self.assertEqual(record["state"], "rejected", record)
-        self.assertEqual(self.stack.registry(), before)
+        self.assertEqual(self.stack.registry(CLUSTER), before)
 
     def test_5_a_misspelled_field_is_refused_before_anything_is_written(self):
-        before, begun = self.stack.registry(), time.time()
+        before, begun = self.stack.registry(CLUSTER), time.time()
         good = self.stack.manifest()
         record = self.stack.follow(self.run_of(self.stack.push(good.replace("machineType", "machineTipe"), "typo")))
         self.assertEqual((record["state"], record["failure"]["kind"]), ("failed", "bad-input"), record)
         self.assertRegex(record["failure"]["message"], r"^cluster\.yaml:\d+: kops does not know the field spec\.machineTipe")
-        self.assertEqual(self.stack.registry(), before)
-        self.assertEqual(self.stack.writes_to_live(begun), [])
+        self.assertEqual(self.stack.registry(CLUSTER), before)
+        self.assertEqual(self.stack.writes(begun, time.time()), [])
 
     def test_6_of_two_merges_at_once_the_cluster_ends_at_the_newer(self):
         good = self.stack.manifest().replace("machineTipe", "machineType").replace("t3.xlarge", "t3.large")
@@ -190,9 +120,9 @@ class Pipeline(unittest.TestCase):
         older, newer = self.stack.follow(first), self.stack.follow(second)
         self.assertIn(older["state"], ("succeeded", "superseded"), older)
         self.assertEqual(newer["state"], "succeeded", newer)
-        keys = [key for key in self.stack.registry() if "control-plane" in key]
+        keys = [key for key in self.stack.registry(CLUSTER) if "control-plane" in key]
         for key in keys:
-            text = self.stack.s3.get_object(Bucket="kops-state", Key=key)["Body"].read().decode()
+            text = self.stack.s3.get_object(Bucket=STATE_STORE, Key=key)["Body"].read().decode()
             self.assertIn("m5.xlarge", text)
 
 
