@@ -70,7 +70,7 @@ def golden(name: str, files_url: str, there: dict[str, str]) -> Golden:
     """The golden cluster, edited for the emulator, whose names of what is `there` already are its own."""
     text = (folder() / name / "in-v1alpha2.yaml").read_text()
     for theirs, own in there.items():
-        text = text.replace(theirs, own)
+        text = re.sub(rf"(?<![\w-]){re.escape(theirs)}(?![\w-])", own, text)
     cluster = next(d["metadata"]["name"] for d in yaml.safe_load_all(text) if d and d["kind"] == "Cluster")
     key = folder() / name / "id_rsa.pub"
     return Golden(name, cluster, edited(text, name, cluster, files_url, key.read_text().strip() if key.is_file() else None))
@@ -218,6 +218,17 @@ def prepare(url: str) -> dict[str, str]:
         there[address] = ec2.allocate_address(Domain="vpc")["AllocationId"]
         made = ec2.create_nat_gateway(SubnetId=there[subnet], AllocationId=there[address])
         there[nat] = made["NatGateway"]["NatGatewayId"]
+    for name in ("elb", "nodes", "master-1a", "master-1b", "exampleid", *(f"exampleid{n}" for n in range(3, 7))):
+        there[f"sg-{name}"] = ec2.create_security_group(GroupName=name, Description=name, VpcId=vpc)["GroupId"]
+    for number in (1, 2, 3):
+        name = f"my-external-tg-{number}"
+        made = client(url, "elbv2").create_target_group(Name=name, Protocol="TCP", Port=443, VpcId=vpc)["TargetGroups"]
+        there[f"arn:aws-test:elasticloadbalancing:us-test-1:000000000000:targetgroup/{name}/{number}"] = made[0]["TargetGroupArn"]
+    iam = client(url, "iam")
+    for role in ("kops-custom-master-role", "kops-custom-node-role"):
+        iam.create_role(RoleName=role, AssumeRolePolicyDocument="{}")
+        iam.create_instance_profile(InstanceProfileName=role)
+        iam.add_role_to_instance_profile(InstanceProfileName=role, RoleName=role)
     for zone in ("example.com", "internal.example.com", "private.example.com"):
         place = {"VPCRegion": components.REGION, "VPCId": vpc}
         private = {"PrivateZone": True, "Comment": ""}

@@ -15,9 +15,12 @@ from urllib.parse import parse_qs
 
 from moto.autoscaling import models as autoscaling
 from moto.autoscaling.exceptions import ValidationError
+from moto.core.responses import ActionResult
 from moto.core.types import Base64EncodedString
 from moto.ec2.models import launch_templates
+from moto.ec2.responses import egress_only_internet_gateways as gateway_responses
 from moto.ec2.responses import subnets as subnet_responses
+from moto.ec2.utils import generic_filter
 from moto.elbv2 import models as elbv2
 from moto.elbv2.exceptions import (
     DuplicateTargetGroupName,
@@ -225,6 +228,24 @@ def fix_resource_based_naming() -> None:
         return modify(response)
 
     subnet_responses.Subnets.modify_subnet_attribute = modify_subnet_attribute
+
+
+def fix_filters_of_egress_only_gateways() -> None:
+    """AWS filters egress-only internet gateways, by tags and (kOps relies on it) by the VPC.
+
+    moto gives all of them, so that kOps takes another VPC's for its own and can never make it fit.
+    """
+
+    def describe(response):
+        gateways = response.ec2_backend.describe_egress_only_internet_gateways(
+            response._get_param("EgressOnlyInternetGatewayIds", [])
+        )
+        filters = {
+            name.removeprefix("attachment."): values for name, values in response._filters_from_querystring().items()
+        }
+        return ActionResult({"EgressOnlyInternetGateways": generic_filter(filters, gateways)})
+
+    gateway_responses.EgressOnlyInternetGateway.describe_egress_only_internet_gateways = describe
 
 
 def fix_target_group_names() -> None:
