@@ -288,7 +288,7 @@ class Deployed:
             delivery = self.stack.push(golden.manifest, f"Add {golden.name}", golden.path)
         [run] = runs_of(delivery)
         record = self.stack.until_asked(run)
-        if record["failure"]:
+        if record.get("failure"):
             return record, Outcome(error=record["failure"]["message"], registry=registry(self.url, golden))
         plan = self.stack.document(f"runs/{run}/plan.json")
         return record, Outcome(registry=registry(self.url, golden), plan=plan["inputs"]["dry_run"])

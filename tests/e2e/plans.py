@@ -2,6 +2,7 @@
 
 import collections
 import hashlib
+import itertools
 import re
 import subprocess
 from pathlib import Path
@@ -10,6 +11,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # `  <20 columns of nothing><tab><marker> <line>`: a line of a diff (kOps 1.36 upup/pkg/fi/dryrun_target.go).
 _DIFF = re.compile(r"^  \t {20}\t(?:([+-]) |  |\.\.\.$|$)(.*)")
 _FIELD = re.compile(r"^  \t(\S+) *(?:\t|$)")
+_SECTIONS = ("Will create", "Will modify", "Items will be deleted", "No changes need")
 _HIDDEN = "<redacted sha256:"
 
 
@@ -44,7 +46,9 @@ def _fields(text: str) -> dict[tuple[str, str], dict[str, int]]:
     """The lines of a plan by resource and field; how often each is there or, in a diff, is added (less than 0: removed)."""
     found: dict[tuple[str, str], collections.Counter] = collections.defaultdict(collections.Counter)
     resource = field = ""
-    for line in text.splitlines():
+    # Banners, with advice for the person at the desk, come before the plan.
+    lines = itertools.dropwhile(lambda line: not line.startswith(_SECTIONS), text.splitlines())
+    for line in lines:
         if not line.strip():
             continue
         if diff := _DIFF.match(line):

@@ -38,7 +38,7 @@ class Pipeline(unittest.TestCase):
         self.assertEqual(self.stack.writes(moment(stage(record, "plan")["started_at"]), asked), [])
         update = stage(record, "update")
         written = self.stack.writes(moment(update["started_at"]), moment(update["ended_at"]))
-        for service in ("s3", "ec2", "autoscaling"):
+        for service in ("s3", "ec2"):
             self.assertTrue(any(line.startswith(service) for line in written), f"{service}: {written}")
 
     def test_1_a_merge_creates_the_cluster(self):

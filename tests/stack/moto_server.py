@@ -17,7 +17,7 @@ from moto.autoscaling import models as autoscaling
 from moto.autoscaling.exceptions import ValidationError
 from moto.core.responses import ActionResult
 from moto.core.types import Base64EncodedString
-from moto.ec2.models import launch_templates
+from moto.ec2.models import instances, launch_templates
 from moto.ec2.responses import egress_only_internet_gateways as gateway_responses
 from moto.ec2.responses import subnets as subnet_responses
 from moto.ec2.utils import generic_filter
@@ -155,6 +155,22 @@ def fix_user_data_of_later_versions() -> None:
         create(version, template, number, data, description)
 
     launch_templates.LaunchTemplateVersion.__init__ = __init__
+
+
+def fix_instance_store_disks() -> None:
+    """AWS launches from templates that name instance-store disks, as kOps makes them for types such as m3.medium.
+
+    moto takes every disk for one of EBS, and fails.
+    """
+    get = instances.InstanceBackend._get_template_from_args
+
+    def without_instance_store(backend, launch_template):
+        version = copy.copy(get(backend, launch_template))
+        disks = version.data.get("BlockDeviceMappings") or []
+        version.data = {**version.data, "BlockDeviceMappings": [disk for disk in disks if "Ebs" in disk]}
+        return version
+
+    instances.InstanceBackend._get_template_from_args = without_instance_store
 
 
 def fix_update_keeps_mixed_instances_policy() -> None:
