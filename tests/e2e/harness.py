@@ -128,6 +128,15 @@ class Stack:
             time.sleep(0.2)
         raise AssertionError(f"{run} did not ask: {record}")
 
+    def until_ended(self, run: str) -> str:
+        """How a run's execution ended."""
+        execution = f"{self.machine['pipeline'].replace(':stateMachine:', ':execution:')}:{run}"
+        until, status = time.monotonic() + PATIENCE_SECONDS, "RUNNING"
+        while status == "RUNNING" and time.monotonic() < until:
+            time.sleep(0.2)
+            status = self.sfn.describe_execution(executionArn=execution)["status"]
+        return status
+
     # --- What is there ---
 
     def instances(self, cluster: str = "") -> dict[str, set[str]]:

@@ -46,6 +46,8 @@ class Killer(threading.Thread):
         """Returns when it kills no more; points that were not come by are missing in `killed`."""
         self._stopped.set()
         self.join(PATIENCE_SECONDS)
+        self._call("POST", {"match": "^$"})
+        self._call("DELETE")
 
     def run(self):
         try:
@@ -61,8 +63,6 @@ class Killer(threading.Thread):
                 self._call("DELETE")
         except (AssertionError, OSError) as error:
             self.error = str(error)
-            with contextlib.suppress(OSError):
-                self._call("DELETE")
 
     def _arm(self, number: int) -> None:
         if number < len(self.points):

@@ -92,7 +92,10 @@ class Kill(unittest.TestCase):
             again |= {"ref": pushed["ref"], "before": pushed["before"], "after": pushed["after"], "webhook_id": delivery["webhook_id"]}
             delivery = self.stack.control("/_control/push", again)
         [run] = runs_of(delivery)
-        return self.stack.follow(run)
+        self.stack.follow(run)
+        # The record's end is not yet the run's: lock, page and commit status come after it.
+        self.stack.until_ended(run)
+        return self.stack.record(run)
 
     def left(self, cluster: str, record: dict) -> dict:
         """What a merge left behind, without names and times."""
