@@ -33,6 +33,8 @@ AT_ONCE = 3
 """Runs at the same time: kops takes a core and 200 MB."""
 PATIENCE_SECONDS = 90
 """kops repeats a task that the cloud refuses for ten minutes; what it says until then is enough."""
+OWN_WORDS = {"additionalobjects": "unhandled kind"}
+"""What Kopsline refuses as kops does, but before it runs kops, with file and line; and the words that both say."""
 
 
 @dataclass
@@ -63,12 +65,14 @@ def folder() -> Path:
 
 
 def names() -> list[str]:
-    return sorted(entry.name for entry in folder().iterdir() if (entry / "in-v1alpha2.yaml").is_file())
+    """All that have a manifest; of one there is only the expected output."""
+    return sorted({path.parent.name for path in folder().glob("*/in-v1alpha*.yaml")})
 
 
 def golden(name: str, files_url: str, there: dict[str, str]) -> Golden:
     """The golden cluster, edited for the emulator, whose names of what is `there` already are its own."""
-    text = (folder() / name / "in-v1alpha2.yaml").read_text()
+    [path] = (folder() / name).glob("in-v1alpha*.yaml")
+    text = path.read_text()
     for theirs, own in there.items():
         text = re.sub(rf"(?<![\w-]){re.escape(theirs)}(?![\w-])", own, text)
     cluster = next(d["metadata"]["name"] for d in yaml.safe_load_all(text) if d and d["kind"] == "Cluster")
@@ -78,7 +82,9 @@ def golden(name: str, files_url: str, there: dict[str, str]) -> Golden:
 
 def edited(text: str, name: str, cluster: str, files_url: str, key: str | None) -> str:
     """The manifests with what the emulator forces: a state store, a region and a file server that are there, no channel
-    to be fetched, no public DNS to be asked, and the SSH key, which kOps' tests give by a command, as a document."""
+    to be fetched, no public DNS to be asked, and the SSH key, which kOps' tests give by a command, as a document; and
+    without the one field that kops itself drops in silence, for which Kopsline refuses the manifest."""
+    text = re.sub(r"^  serviceOIDCProvider:\n(?:    .*\n)+", "", text, flags=re.MULTILINE)
     text = text.replace("us-test-1", components.REGION)
     text = re.sub(r"^  configBase: .*$", f"  configBase: s3://{STATE_STORE}/{name}/{cluster}", text, flags=re.MULTILINE)
     text = re.sub(r"^(    discoveryStore:) .*$", rf"\1 s3://{STATE_STORE}/{name}/discovery", text, flags=re.MULTILINE)
@@ -375,7 +381,8 @@ def _each(work, items: list) -> list:
 def _differences(result: Result, deployed: Deployed) -> list[str]:
     bare, ours = result.bare, result.ours
     if bare.error or ours.error:
-        same = bare.error and ours.error and _essence(bare.error) in _essence(ours.error)
+        known = OWN_WORDS.get(result.golden.name, _essence(bare.error or ""))
+        same = bare.error and ours.error and known in _essence(bare.error) and known in _essence(ours.error)
         return [] if same else [f"bare kops: {bare.error}; Kopsline: {ours.error}"]
     found = []
     for key in sorted(set(bare.registry) | set(ours.registry)):
