@@ -122,7 +122,7 @@ def _script(workplace, name, text):
     if process.returncode:
         raise RuntimeError(f"bare kops: {log.read_text()[-4000:]}")
     ends = [begun, *map(float, marks.read_text().split())]
-    parts = {stage: end - before for stage, before, end in zip(STAGES, ends, ends[1:], strict=True)}
+    parts = {stage: end - before for stage, before, end in zip(STAGES, ends[:-1], ends[1:], strict=True)}
     return Measured(whole, parts, workplace.calls() - calls), usage.ru_maxrss * 1024
 
 

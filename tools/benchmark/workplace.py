@@ -101,7 +101,9 @@ class Workplace:
         """Sends the signed hook of a commit; the run that it starts."""
         order = {key: commit[key] for key in ("ref", "before", "after")}
         delivery = self.control("/_control/push", order | {"project": self.gitlab["project"]})
-        return re.search(r"[a-z0-9-]+-[0-9a-f]{12}-[0-9a-f]{8}", json.dumps(delivery["answer"]))[0]
+        if delivery["status"] != 202:
+            raise RuntimeError(f"the webhook answered {delivery['status']}: {delivery['body']}")
+        return json.loads(delivery["body"])["runs"][0]
 
     def run_record(self, run):
         return json.load(
