@@ -18,9 +18,10 @@ from moto.autoscaling.exceptions import ValidationError
 from moto.core.responses import ActionResult
 from moto.core.types import Base64EncodedString
 from moto.ec2.models import instances, launch_templates
+from moto.ec2.models.core import TaggedEC2Resource
 from moto.ec2.responses import egress_only_internet_gateways as gateway_responses
 from moto.ec2.responses import subnets as subnet_responses
-from moto.ec2.utils import generic_filter
+from moto.ec2.utils import EC2_PREFIX_TO_RESOURCE, generic_filter, get_prefix
 from moto.elbv2 import models as elbv2
 from moto.elbv2.exceptions import (
     DuplicateTargetGroupName,
@@ -262,6 +263,20 @@ def fix_filters_of_egress_only_gateways() -> None:
         return ActionResult({"EgressOnlyInternetGateways": generic_filter(filters, gateways)})
 
     gateway_responses.EgressOnlyInternetGateway.describe_egress_only_internet_gateways = describe
+
+
+def fix_tags_of_many_resources() -> None:
+    """AWS knows the tags of a resource.
+
+    moto looks for them among those of all resources, each time anew: describing a thousand instances takes minutes.
+    """
+
+    def get_tags(resource):
+        kind = EC2_PREFIX_TO_RESOURCE.get(get_prefix(resource.id), "") if resource.id else ""
+        tags = list(resource.ec2_backend.tags.get(resource.id, {}).items())
+        return [{"resource_id": resource.id, "key": key, "value": value, "resource_type": kind} for key, value in tags]
+
+    TaggedEC2Resource.get_tags = get_tags
 
 
 def fix_target_group_names() -> None:

@@ -42,11 +42,13 @@ struct Planner {
 impl Planner {
     async fn plan(&self, id: &RunId, deadline: Deadline, now: Timestamp) -> Result<Answer, Failure> {
         let run = self.runs.read(id).await?;
-        let lease = now.saturating_add(WORKING_LEASE).unwrap_or(Timestamp::MAX);
-        LockFile::new(self.runs.documents().clone(), &run.cluster).renew(id, lease).await?;
-        self.runs.change(id, |record| record.enter(Stage::Plan, now)).await?;
-
-        let runner = clients::kops_runner(&self.kops, &run.cluster, deadline.remaining(RESERVE)).await?;
+        let entered = async {
+            let lease = now.saturating_add(WORKING_LEASE).unwrap_or(Timestamp::MAX);
+            LockFile::new(self.runs.documents().clone(), &run.cluster).renew(id, lease).await?;
+            self.runs.change(id, |record| record.enter(Stage::Plan, now)).await?;
+            Ok::<_, Failure>(())
+        };
+        let (runner, ()) = tokio::try_join!(clients::kops_runner(&self.kops, &run.cluster, deadline.remaining(RESERVE)), entered)?;
         let made = dry_run::make(&runner, &*self.stores, &run).await?;
         let notices: Vec<Notice> = self.runs.document(id, "notices.json").await?.unwrap_or_default();
         let plan = redact(&made.plan);
@@ -61,10 +63,12 @@ impl Planner {
             inputs: made.inputs,
             plan,
         };
-        self.runs.put_text(id, "plan.txt", document.plan.to_text()).await?;
-        self.runs.put_text(id, "plan.md", markdown(&document)).await?;
-        self.runs.put_text(id, "plan.html", html(&document)).await?;
-        self.runs.put_document(id, "plan.json", &document).await?;
+        tokio::try_join!(
+            self.runs.put_text(id, "plan.txt", document.plan.to_text()),
+            self.runs.put_text(id, "plan.md", markdown(&document)),
+            self.runs.put_text(id, "plan.html", html(&document)),
+            self.runs.put_document(id, "plan.json", &document),
+        )?;
 
         let (note, now) = (document.summary.to_string(), Timestamp::now());
         self.runs

@@ -77,13 +77,18 @@ impl Replace {
 
     /// What is to be written, after every check.
     async fn intent(&self, run: &Run, source: &dyn Source, deadline: Deadline) -> Result<Journal, Failure> {
-        let manifests = self.manifests(run, source).await?;
-        let live = ClusterState::read(&*self.stores, &run.cluster.state_store, &run.cluster.name).await?;
-        let version = run.cluster.kops.version.to_string();
-        let pinned = PinnedKops { version: &version, file: kopsline_core::config::FILE_NAME, line: 1 };
-        refuse(&check_against_live(&manifests, &live.for_checks(), &pinned))?;
-
-        let runner = clients::kops_runner(&self.kops, &run.cluster, deadline.remaining(RESERVE)).await?;
+        let checked = async {
+            let live =
+                async { ClusterState::read(&*self.stores, &run.cluster.state_store, &run.cluster.name).await.map_err(Failure::from) };
+            let (manifests, live) = tokio::try_join!(self.manifests(run, source), live)?;
+            let version = run.cluster.kops.version.to_string();
+            let pinned = PinnedKops { version: &version, file: kopsline_core::config::FILE_NAME, line: 1 };
+            refuse(&check_against_live(&manifests, &live.for_checks(), &pinned))?;
+            Ok::<_, Failure>((manifests, live))
+        };
+        // kops is fetched and verified meanwhile.
+        let runner = clients::kops_runner(&self.kops, &run.cluster, deadline.remaining(RESERVE));
+        let ((manifests, live), runner) = tokio::try_join!(checked, runner)?;
         let rehearsal = rehearse(&runner, &live, &manifests).await.map_err(|error| {
             let failure = Failure::from(error);
             Failure::new(failure.kind, scrub(&failure.message))

@@ -43,9 +43,12 @@ impl Update {
     async fn update(&self, id: &RunId, deadline: Deadline, now: Timestamp) -> Result<Answer, Failure> {
         let run = self.runs.read(id).await?;
         let lock = LockFile::new(self.runs.documents().clone(), &run.cluster);
-        lock.renew(id, now.saturating_add(WORKING_LEASE).unwrap_or(Timestamp::MAX)).await?;
-        self.runs.change(id, |record| record.enter(Stage::Update, now)).await?;
-        let runner = clients::kops_runner(&self.kops, &run.cluster, deadline.remaining(RESERVE)).await?;
+        let entered = async {
+            lock.renew(id, now.saturating_add(WORKING_LEASE).unwrap_or(Timestamp::MAX)).await?;
+            self.runs.change(id, |record| record.enter(Stage::Update, now)).await?;
+            Ok::<_, Failure>(())
+        };
+        let (runner, ()) = tokio::try_join!(clients::kops_runner(&self.kops, &run.cluster, deadline.remaining(RESERVE)), entered)?;
 
         // Once begun, what is there differs from the plan because of ourselves.
         if !run.update_begun {

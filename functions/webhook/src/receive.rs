@@ -17,7 +17,7 @@ use sha2::{Digest, Sha256};
 
 use crate::executions::Executions;
 
-/// Deliveries that one warm instance remembers, so that a repeated one costs no call.
+/// Deliveries, and pushes, that one warm instance remembers.
 const REMEMBERED: usize = 1024;
 
 /// An HTTP answer.
@@ -60,14 +60,43 @@ pub(crate) struct Receiver {
     runs: Runs,
     origin: Origin,
     executions: Box<dyn Executions>,
-    remembered: Mutex<Remembered>,
+    /// By the digest of their ids: a repeated one costs no call.
+    deliveries: Remembered,
+    /// By what was pushed, whose runs are all started: a further delivery of it is only recorded.
+    pushes: Remembered,
 }
 
-/// The newest deliveries and their runs.
+/// The runs of the newest deliveries or pushes.
 #[derive(Default)]
-struct Remembered {
+struct Remembered(Mutex<Newest>);
+
+#[derive(Default)]
+struct Newest {
     runs: BTreeMap<String, Vec<RunId>>,
     order: VecDeque<String>,
+}
+
+impl Remembered {
+    fn get(&self, key: &str) -> Option<Vec<RunId>> {
+        self.newest().runs.get(key).cloned()
+    }
+
+    fn insert(&self, key: String, runs: Vec<RunId>) {
+        let mut newest = self.newest();
+        if newest.runs.insert(key.clone(), runs).is_none() {
+            newest.order.push_back(key);
+        }
+        if newest.order.len() > REMEMBERED
+            && let Some(oldest) = newest.order.pop_front()
+        {
+            newest.runs.remove(&oldest);
+        }
+    }
+
+    fn newest(&self) -> std::sync::MutexGuard<'_, Newest> {
+        // A panic elsewhere leaves the map whole: every change is one insertion or removal.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Receiver {
@@ -79,7 +108,16 @@ impl Receiver {
         origin: Origin,
         executions: Box<dyn Executions>,
     ) -> Self {
-        Self { verifier, max_body_bytes, limits, runs, origin, executions, remembered: Mutex::default() }
+        Self {
+            verifier,
+            max_body_bytes,
+            limits,
+            runs,
+            origin,
+            executions,
+            deliveries: Remembered::default(),
+            pushes: Remembered::default(),
+        }
     }
 
     /// Answers one request. Nothing of the body is parsed before its sender is known.
@@ -125,8 +163,17 @@ impl Receiver {
 
     async fn start(&self, push: &Push, delivery: &str, now: Timestamp) -> Result<Answer, Failure> {
         let digest = hex::encode(Sha256::digest(delivery));
-        if let Some(runs) = self.seen(&digest).await? {
-            return Ok(Answer::new(202, "duplicate", json!({ "runs": runs, "duplicate": true })));
+        let duplicate = |runs| Ok(Answer::new(202, "duplicate", json!({ "runs": runs, "duplicate": true })));
+        if let Some(runs) = self.deliveries.get(&digest) {
+            return duplicate(runs);
+        }
+        let pushed = pushed(push);
+        if let Some(runs) = self.pushes.get(&pushed) {
+            self.record(digest, delivery, &runs, now).await?;
+            return duplicate(runs);
+        }
+        if let Some(runs) = self.recorded(&digest).await? {
+            return duplicate(runs);
         }
         let clusters = match self.concerned(push).await? {
             Ok(clusters) => clusters,
@@ -141,10 +188,17 @@ impl Receiver {
             runs.push(run.id);
         }
         // Last, so that a delivery whose runs did not all start is received anew when it is sent again.
-        let seen = Seen { delivery: delivery.to_owned(), received_at: now, runs: runs.clone() };
-        self.runs.documents().create(&keys::delivery(&digest), &seen).await?;
-        self.remember(digest, runs.clone());
+        self.record(digest, delivery, &runs, now).await?;
+        self.pushes.insert(pushed, runs.clone());
         Ok(Answer::new(202, "started", json!({ "runs": runs })))
+    }
+
+    /// Records what a delivery came to.
+    async fn record(&self, digest: String, delivery: &str, runs: &[RunId], now: Timestamp) -> Result<(), Failure> {
+        let seen = Seen { delivery: delivery.to_owned(), received_at: now, runs: runs.to_vec() };
+        self.runs.documents().create(&keys::delivery(&digest), &seen).await?;
+        self.deliveries.insert(digest, seen.runs);
+        Ok(())
     }
 
     /// The clusters that a push concerns, or why there are none.
@@ -171,33 +225,20 @@ impl Receiver {
         Ok(if clusters.is_empty() { Err("no watched file changed".to_owned()) } else { Ok(clusters) })
     }
 
-    async fn seen(&self, digest: &str) -> Result<Option<Vec<RunId>>, Failure> {
-        if let Some(runs) = self.memory().runs.get(digest) {
-            return Ok(Some(runs.clone()));
-        }
+    /// What a delivery came to, if another instance received it before, or this one before it forgot.
+    async fn recorded(&self, digest: &str) -> Result<Option<Vec<RunId>>, Failure> {
         let found = self.runs.documents().read::<Seen>(&keys::delivery(digest)).await?;
         Ok(found.map(|seen| {
-            self.remember(digest.to_owned(), seen.value.runs.clone());
+            self.deliveries.insert(digest.to_owned(), seen.value.runs.clone());
             seen.value.runs
         }))
     }
+}
 
-    fn remember(&self, digest: String, runs: Vec<RunId>) {
-        let mut memory = self.memory();
-        if memory.runs.insert(digest.clone(), runs).is_none() {
-            memory.order.push_back(digest);
-        }
-        if memory.order.len() > REMEMBERED
-            && let Some(oldest) = memory.order.pop_front()
-        {
-            memory.runs.remove(&oldest);
-        }
-    }
-
-    fn memory(&self) -> std::sync::MutexGuard<'_, Remembered> {
-        // A panic elsewhere leaves the map whole: every change is one insertion or removal.
-        self.remembered.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+/// What tells a push from every other: the commits are whole histories, so its runs follow from these.
+fn pushed(push: &Push) -> String {
+    let before = push.before.as_ref().map_or("", CommitId::as_str);
+    format!("{}:{before}..{}", push.project.path_with_namespace, push.after)
 }
 
 /// The record of a run that is about to start.
@@ -376,8 +417,23 @@ mod tests {
         // Another delivery of the same commit: the same run, whose execution's name makes the second start none.
         let answer2 = deliver(&world.receiver, "d2", &event).await;
         assert_eq!(answer2.body["runs"], answer.body["runs"]);
-        let recorded = world.store.snapshot().keys().filter(|key| key.ends_with("run.json")).count();
-        assert_eq!(recorded, 1);
+        let recorded = |end| world.store.snapshot().keys().filter(|key| key.starts_with(end) || key.ends_with(end)).count();
+        assert_eq!((recorded("run.json"), recorded("deliveries/")), (1, 2));
+    }
+
+    #[tokio::test]
+    async fn a_further_delivery_of_a_push_costs_one_call() {
+        let world = world();
+        let faults = Faults::new(|_| Fault::None);
+        let faulty = FaultyStore::new(world.store.clone(), faults.clone());
+        let receiver = receiver(world.folder.path(), Arc::new(faulty), &world.executions);
+        let event = push(&world.commits[0], &world.commits[1]);
+        let first = deliver(&receiver, "d1", &event).await;
+        let (calls, again) = (faults.calls(), deliver(&receiver, "d2", &event).await);
+        assert_eq!((again.status, &again.body["runs"]), (202, &first.body["runs"]));
+        assert_eq!((faults.calls() - calls, started(&world)), (1, 1));
+        // Another push up to the same commit may concern more clusters.
+        assert_eq!(deliver(&receiver, "d3", &push(&"0".repeat(40), &world.commits[1])).await.body["runs"].as_array().unwrap().len(), 2);
     }
 
     #[tokio::test]
@@ -435,9 +491,9 @@ mod tests {
     fn the_memory_is_bounded() {
         let world = world();
         for n in 0..REMEMBERED + 10 {
-            world.receiver.remember(n.to_string(), Vec::new());
+            world.receiver.pushes.insert(n.to_string(), Vec::new());
         }
-        assert_eq!(world.receiver.memory().runs.len(), REMEMBERED);
-        assert!(!world.receiver.memory().runs.contains_key("0"));
+        assert_eq!(world.receiver.pushes.newest().runs.len(), REMEMBERED);
+        assert!(world.receiver.pushes.get("0").is_none());
     }
 }

@@ -399,11 +399,24 @@ mod tests {
         let output = runner.run(&["x"], &[], LIMIT).await.unwrap();
         let names: Vec<_> = output.stdout.lines().filter_map(|line| line.split_once('=')).map(|(name, _)| name).collect();
         // The last four are the shell's own.
-        let expected = ["AWS_EC2_METADATA_DISABLED", "AWS_REGION", "HOME", "KUBECONFIG", "PATH", "TMPDIR", "OLDPWD", "PWD", "SHLVL", "_"];
+        let expected = [
+            "AWS_EC2_METADATA_DISABLED",
+            "AWS_REGION",
+            "GOGC",
+            "GOMEMLIMIT",
+            "HOME",
+            "KUBECONFIG",
+            "PATH",
+            "TMPDIR",
+            "OLDPWD",
+            "PWD",
+            "SHLVL",
+            "_",
+        ];
         for name in &names {
             assert!(expected.contains(name), "{name} got in");
         }
-        for name in &expected[..6] {
+        for name in &expected[..8] {
             assert!(names.contains(name), "{name} is missing");
         }
         assert!(!output.stdout.contains("a kubeconfig"));

@@ -3,7 +3,7 @@
 use kopsline_core::{Approval, Event, Failure, FailureKind, Gate, Run, RunId, RunState, Stage, StageRecord, StageState};
 use kopsline_plan::{ApprovalView, EventView, PlanDocument, PreviewRowView, RollStepView, RunOutcome, RunView, StageOutcome, StageView};
 use kopsline_rolling::{InstancePhase, InstanceRoll, Preview, RollState};
-use kopsline_state::Runs;
+use kopsline_state::{RunError, Runs};
 use sha2::{Digest, Sha256};
 
 /// One self-contained HTML page of one or several runs, in the order given.
@@ -32,18 +32,27 @@ pub async fn plan_summary(runs: &Runs, run: &RunId, gate: Gate) -> Result<(Strin
 }
 
 async fn view(runs: &Runs, run: Run) -> Result<RunView, Failure> {
-    let mut approvals = Vec::new();
-    for id in &run.approvals {
-        approvals.extend(runs.approval(id).await?.map(approval));
-    }
-    let preview: Option<Preview> = runs.document(&run.id, "roll/preview.json").await?;
-    let roll: Option<RollState> = runs.document(&run.id, "roll/checkpoint.json").await?;
+    let approvals = async {
+        let mut found = Vec::new();
+        for id in &run.approvals {
+            found.extend(runs.approval(id).await?.map(approval));
+        }
+        Ok::<_, RunError>(found)
+    };
+    let (approvals, preview, roll, plan, update_output, events) = futures::try_join!(
+        approvals,
+        runs.document::<Preview>(&run.id, "roll/preview.json"),
+        runs.document::<RollState>(&run.id, "roll/checkpoint.json"),
+        runs.document::<PlanDocument>(&run.id, "plan.json"),
+        runs.text(&run.id, "update.txt"),
+        runs.events(&run.id),
+    )?;
     Ok(RunView {
-        plan: runs.document(&run.id, "plan.json").await?,
-        update_output: runs.text(&run.id, "update.txt").await?,
+        plan,
+        update_output,
         preview: preview.map(preview_rows).unwrap_or_default(),
         roll: roll.map(|roll| roll_steps(&roll)).unwrap_or_default(),
-        events: runs.events(&run.id).await?.into_iter().map(event).collect(),
+        events: events.into_iter().map(event).collect(),
         approvals,
         stages: run.stages.iter().map(stage).collect(),
         outcome: outcome(run.state),

@@ -129,21 +129,18 @@ impl ClusterState {
             let named = named.map_err(|source| RegistryError::Config { registry: places.registry.clone(), source })?;
             places = Places::of(state_store, cluster, &named)?;
         }
-        let mut names = vec![ADDONS.to_owned()];
-        for prefix in [INSTANCE_GROUPS, SSH_KEYS] {
-            let (place, key) = places.locate(prefix);
-            let listed = stores.store(place).list(key).await?;
-            // Only direct children: kOps reads no deeper.
-            let children = listed.iter().filter_map(|object| object.key.strip_prefix(key));
-            names.extend(children.filter(|name| !name.is_empty() && !name.contains('/')).map(|name| format!("{prefix}{name}")));
-        }
+        let (groups, keys, kops_version) = futures::try_join!(
+            children(stores, &places, INSTANCE_GROUPS),
+            children(stores, &places, SSH_KEYS),
+            read(stores, &places, KOPS_VERSION),
+        )?;
+        let names = [vec![ADDONS.to_owned()], groups, keys].concat();
         let places_ref = &places;
         let others: Vec<_> = stream::iter(names)
             .map(|name| async move { Ok::<_, StoreError>(read(stores, places_ref, &name).await?.map(|object| (name, object))) })
             .buffer_unordered(CONCURRENT_READS)
             .try_collect()
             .await?;
-        let kops_version = read(stores, &places, KOPS_VERSION).await?;
         let keep = |object: Object| StoredObject { bytes: object.bytes, etag: Some(object.etag.0) };
         Ok(Self {
             cluster: cluster.clone(),
@@ -183,6 +180,14 @@ impl ClusterState {
             kops_version: self.kops_version.as_deref(),
         }
     }
+}
+
+/// The names of the objects directly below a prefix: kOps reads no deeper.
+async fn children(stores: &dyn Stores, places: &Places, prefix: &str) -> Result<Vec<String>, StoreError> {
+    let (place, key) = places.locate(prefix);
+    let listed = stores.store(place).list(key).await?;
+    let names = listed.iter().filter_map(|object| object.key.strip_prefix(key));
+    Ok(names.filter(|name| !name.is_empty() && !name.contains('/')).map(|name| format!("{prefix}{name}")).collect())
 }
 
 async fn read(stores: &dyn Stores, places: &Places, name: &str) -> Result<Option<Object>, StoreError> {

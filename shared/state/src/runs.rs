@@ -1,5 +1,6 @@
 //! The run's record in the run bucket.
 
+use futures::stream::{self, StreamExt, TryStreamExt};
 use jiff::Timestamp;
 use kopsline_core::{Approval, ApprovalId, Classify, Event, Failure, FailureKind, Run, RunId, Stage, keys};
 use serde::Serialize;
@@ -7,6 +8,9 @@ use serde::de::DeserializeOwned;
 
 use crate::documents::{Documents, Update, UpdateError};
 use crate::object::{Condition, StoreError, WriteError};
+
+/// How many documents are read at a time.
+const CONCURRENT_READS: usize = 8;
 
 /// A record that could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -108,22 +112,19 @@ impl Runs {
 
     /// The audit trail in order.
     pub async fn events(&self, id: &RunId) -> Result<Vec<Event>, RunError> {
-        let mut events = Vec::new();
-        for meta in self.documents.store().list(&keys::events(id)).await? {
-            events.extend(self.documents.read::<Event>(&meta.key).await?.map(|found| found.value));
-        }
-        Ok(events)
+        let listed = self.documents.store().list(&keys::events(id)).await?;
+        let reads: Vec<_> = listed.iter().map(|meta| self.documents.read::<Event>(&meta.key)).collect();
+        let events: Vec<_> = stream::iter(reads).buffered(CONCURRENT_READS).try_collect().await?;
+        Ok(events.into_iter().flatten().map(|found| found.value).collect())
     }
 
     /// The newest runs, newest first.
     pub async fn recent(&self, limit: usize) -> Result<Vec<Run>, RunError> {
-        let mut runs = Vec::new();
-        for meta in self.documents.store().list_first(keys::RECENT, limit).await? {
-            if let Some(id) = keys::run_of_recent(&meta.key) {
-                runs.extend(self.find(&id).await?);
-            }
-        }
-        Ok(runs)
+        let listed = self.documents.store().list_first(keys::RECENT, limit).await?;
+        let ids: Vec<_> = listed.iter().filter_map(|meta| keys::run_of_recent(&meta.key)).collect();
+        let reads: Vec<_> = ids.iter().map(|id| self.find(id)).collect();
+        let runs: Vec<_> = stream::iter(reads).buffered(CONCURRENT_READS).try_collect().await?;
+        Ok(runs.into_iter().flatten().collect())
     }
 
     /// Writes one of the run's texts, such as `plan.md`.

@@ -10,6 +10,7 @@
 //!
 //! An object counts as ours to take back only from `Writing` on, and only while its content is what we wrote.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use futures::stream::{self, StreamExt, TryStreamExt};
@@ -228,7 +229,7 @@ impl Transaction {
     /// Makes the changes of the journal, or none of them. Run again after any interruption, it comes to the same end.
     pub async fn commit(&self) -> Result<Committed, CommitError> {
         let (mut journal, mut etag) = self.loaded().await?;
-        match &journal.state {
+        let found = match &journal.state {
             JournalState::Prepared => {
                 let found = self.look(&journal).await?;
                 if let Some((entry, _)) = journal.entries.iter().zip(&found).find(|(_, found)| matches!(found, Found::Other)) {
@@ -239,13 +240,15 @@ impl Transaction {
                 }
                 journal.state = JournalState::Writing;
                 etag = self.save(&journal, Condition::IfMatch(etag)).await?;
+                found
             }
-            JournalState::Writing => {}
+            // After an interruption all are looked at again first: a conflict further down is found before more is written.
+            JournalState::Writing => self.look(&journal).await?,
             JournalState::Committed => return Ok(committed(&journal)),
             JournalState::RolledBack { conflict } => return Err(CommitError::Conflict { place: conflict.clone() }),
             JournalState::Restored(_) => return Err(CommitError::AlreadyRestored),
-        }
-        if let Some(conflict) = self.write(&journal).await? {
+        };
+        if let Some(conflict) = self.write(&journal, found).await? {
             self.take_back(&journal).await?;
             journal.state = JournalState::RolledBack { conflict: conflict.clone() };
             self.save(&journal, Condition::IfMatch(etag)).await?;
@@ -274,16 +277,17 @@ impl Transaction {
         Ok(answer)
     }
 
-    /// Writes every object that is not yet as it shall be; stops at the first that is neither before nor after.
-    async fn write(&self, journal: &Journal) -> Result<Option<String>, CommitError> {
-        // All are looked at again first: after an interruption, a conflict further down is then found before more is written.
-        let found = self.look(journal).await?;
+    /// Writes every object that is not yet as it shall be, provided it still is as it was `found`; stops at the first that
+    /// is neither before nor after.
+    async fn write(&self, journal: &Journal, found: Vec<Found>) -> Result<Option<String>, CommitError> {
         if let Some((entry, _)) = journal.entries.iter().zip(&found).find(|(_, found)| matches!(found, Found::Other)) {
             return Ok(Some(self.place(entry)));
         }
+        // Opened once: a store asks its bucket about encryption before its first write.
+        let mut stores = BTreeMap::new();
         for (entry, found) in journal.entries.iter().zip(found) {
             let Found::Before(condition) = found else { continue };
-            let store = self.live.store(&entry.store);
+            let store = stores.entry(&entry.store).or_insert_with(|| self.live.store(&entry.store));
             match store.put(&entry.place, entry.change.content.clone(), condition).await {
                 Ok(_) => tracing::info!(object = store.place(&entry.place), "written to the live state store"),
                 Err(WriteError::Precondition { place }) => return Ok(Some(place)),
@@ -295,9 +299,9 @@ impl Transaction {
 
     /// Takes back what is still ours, last written first. Returns the objects that somebody else changed.
     async fn take_back(&self, journal: &Journal) -> Result<Vec<String>, CommitError> {
-        let mut conflicts = Vec::new();
+        let (mut conflicts, mut stores) = (Vec::new(), BTreeMap::new());
         for entry in journal.entries.iter().rev().filter(|entry| !entry.already) {
-            let store = self.live.store(&entry.store);
+            let store = stores.entry(&entry.store).or_insert_with(|| self.live.store(&entry.store));
             let undone = match self.find(entry).await? {
                 Found::Before(_) => continue,
                 Found::Other => {
@@ -376,7 +380,6 @@ mod tests {
     use crate::testing::{Fault, Faults, FaultyStore, FaultyStores, MemoryStore, MemoryStores};
     use kopsline_manifests::{ChangeKind, StoredObject};
     use proptest::prelude::*;
-    use std::collections::BTreeMap;
 
     const KEY: &str = "runs/r/journal.json";
 
