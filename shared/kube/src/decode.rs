@@ -282,7 +282,7 @@ struct BudgetStatus {
 }
 
 impl Limit {
-    fn as_written(self) -> String {
+    fn into_text(self) -> String {
         match self {
             Self::Number(number) => number.to_string(),
             Self::Text(text) => text,
@@ -303,8 +303,8 @@ impl Budget {
                 match_labels: selector.match_labels,
                 match_expressions: selector.match_expressions.into_iter().map(requirement).collect(),
             },
-            max_unavailable: self.spec.max_unavailable.map(Limit::as_written),
-            min_available: self.spec.min_available.map(Limit::as_written),
+            max_unavailable: self.spec.max_unavailable.map(Limit::into_text),
+            min_available: self.spec.min_available.map(Limit::into_text),
             disruptions_allowed: self.status.disruptions_allowed,
             current_healthy: self.status.current_healthy,
             desired_healthy: self.status.desired_healthy,

@@ -22,7 +22,7 @@ const NAMESPACE_TERMINATING: &str = "NamespaceTerminating";
 /// A call to the Kubernetes API that failed, after the retries of [`crate::KubeClient`].
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum KubeError {
-    /// A PodDisruptionBudget does not allow an eviction now.
+    /// A `PodDisruptionBudget` does not allow an eviction now.
     #[error("{operation} of {target} is not allowed now: {message}")]
     Blocked {
         /// What was asked for.

@@ -102,7 +102,7 @@ pub fn mint(keyset: &Keyset, lifetime: SignedDuration, now: Timestamp) -> Result
     let to_sign = sequence(&[
         explicit(0, &2_u8.to_der()?)?,
         UintRef::new(&serial_number()?)?.to_der()?,
-        signer.algorithm()?.to_der()?,
+        signer.algorithm().to_der()?,
         authority.tbs_certificate().subject().to_der()?,
         Validity::<x509_cert::certificate::Rfc5280>::new(time(later(now, -CLOCK_SKEW)?)?, time(not_after)?).to_der()?,
         Name::from_str(&format!("CN={USER},O={ADMINISTRATORS}"))?.to_der()?,
@@ -110,7 +110,7 @@ pub fn mint(keyset: &Keyset, lifetime: SignedDuration, now: Timestamp) -> Result
         explicit(3, &extensions(&authority)?.to_der()?)?,
     ])?;
     let signature = signer.sign(&to_sign)?;
-    let certificate = sequence(&[to_sign, signer.algorithm()?.to_der()?, BitStringRef::from_bytes(&signature)?.to_der()?])?;
+    let certificate = sequence(&[to_sign, signer.algorithm().to_der()?, BitStringRef::from_bytes(&signature)?.to_der()?])?;
     let private_key = key.to_pkcs8v1().map_err(failed("encoding a key"))?;
     Ok(ClientCertificate {
         certificate: pem("CERTIFICATE", &certificate),
@@ -149,11 +149,11 @@ impl Signer {
         found.next().ok_or(MintError::Key)
     }
 
-    fn algorithm(&self) -> Result<AlgorithmIdentifierOwned, MintError> {
-        Ok(match self {
+    fn algorithm(&self) -> AlgorithmIdentifierOwned {
+        match self {
             Self::Rsa(_) => AlgorithmIdentifierOwned { oid: SHA_256_WITH_RSA_ENCRYPTION, parameters: Some(AnyRef::NULL.into()) },
             Self::Ec(_, oid) => AlgorithmIdentifierOwned { oid: *oid, parameters: None },
-        })
+        }
     }
 
     fn sign(&self, message: &[u8]) -> Result<Vec<u8>, MintError> {
@@ -217,16 +217,16 @@ fn time(moment: Timestamp) -> der::Result<Time> {
 
 fn pem(label: &str, der: &[u8]) -> String {
     let text = Zeroizing::new(STANDARD.encode(der));
+    // As long as it will be: growing would leave copies of a key behind.
     let mut pem = String::with_capacity(text.len() + text.len() / 64 + 2 * label.len() + 40);
-    pem.push_str(&format!("-----BEGIN {label}-----\n"));
+    pem.extend(["-----BEGIN ", label, "-----\n"]);
     let mut rest = text.as_str();
     while !rest.is_empty() {
         let (line, after) = rest.split_at_checked(64).unwrap_or((rest, ""));
-        pem.push_str(line);
-        pem.push('\n');
+        pem.extend([line, "\n"]);
         rest = after;
     }
-    pem.push_str(&format!("-----END {label}-----\n"));
+    pem.extend(["-----END ", label, "-----\n"]);
     pem
 }
 

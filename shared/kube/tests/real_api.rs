@@ -20,7 +20,7 @@ use http::Request;
 use jiff::SignedDuration;
 use kopsline_core::StateStoreUri;
 use kopsline_kube::{Access, ConnectError, Credentials, Keyset, KeysetSource, KubeClient, KubeError, Kubernetes, Minted, StoredKeyset};
-use kopsline_rolling::{ApiName, NodeFacts, PodRef, Refusal};
+use kopsline_rolling::{ApiName, NodeFacts, PodFacts, PodRef, Refusal};
 use kopsline_state::Stores as _;
 use kopsline_state::testing::MemoryStores;
 use kube::Client;
@@ -317,7 +317,7 @@ async fn deployment(stage: &Stage, client: &KubeClient, name: &str, replicas: us
     stage.create(&format!("/apis/apps/v1/namespaces/{name}/deployments"), json!({"metadata": {"name": name}, "spec": spec})).await;
     eventually("ready pods", async || {
         let facts = client.observe().await.unwrap();
-        let ready: Vec<_> = facts.pods.iter().filter(|pod| pod.namespace == name && pod.ready).map(|pod| pod.reference()).collect();
+        let ready: Vec<_> = facts.pods.iter().filter(|pod| pod.namespace == name && pod.ready).map(PodFacts::reference).collect();
         (ready.len() == replicas).then_some(ready)
     })
     .await

@@ -22,7 +22,7 @@ fn ok(value: Value) -> Answer {
     Answer::Status(200, value)
 }
 
-fn refused(code: u16, reason: &str, details: Value) -> Answer {
+fn refused(code: u16, reason: &str, details: &Value) -> Answer {
     Answer::Status(
         code,
         json!({"kind": "Status", "status": "Failure", "code": code, "reason": reason, "message": "words", "details": details}),
@@ -30,14 +30,14 @@ fn refused(code: u16, reason: &str, details: Value) -> Answer {
 }
 
 fn plain(code: u16) -> Answer {
-    refused(code, "Some", Value::Null)
+    refused(code, "Some", &Value::Null)
 }
 
 fn budget() -> Answer {
     refused(
         429,
         "TooManyRequests",
-        json!({"causes": [{"reason": "DisruptionBudget", "message": "web needs 5 healthy pods and has 5 currently"}]}),
+        &json!({"causes": [{"reason": "DisruptionBudget", "message": "web needs 5 healthy pods and has 5 currently"}]}),
     )
 }
 
@@ -93,7 +93,7 @@ async fn evictions() {
         (vec![plain(500), plain(500), plain(500), plain(500)], Some(Refusal::Transient), 4),
         (vec![Answer::Silence, Answer::Silence, Answer::Silence, Answer::Silence], Some(Refusal::Transient), 4),
         (vec![plain(403)], Some(Refusal::Permanent), 1),
-        (vec![refused(429, "TooManyRequests", json!({"retryAfterSeconds": 1})), budget()], Some(Refusal::Blocked), 2),
+        (vec![refused(429, "TooManyRequests", &json!({"retryAfterSeconds": 1})), budget()], Some(Refusal::Blocked), 2),
         // A conflict: gone, replaced by another pod, or a change at the same moment.
         (vec![plain(409), plain(404)], None, 2),
         (vec![plain(409), ok(json!({"metadata": {"uid": "u2"}}))], None, 2),
@@ -251,7 +251,7 @@ async fn a_list_that_has_expired_is_begun_anew() {
             let begun = BEGUN.fetch_add(1, Ordering::Relaxed);
             ok(json!({"metadata": {"continue": format!("c{begun}")}, "items": [some_pod("p1")]}))
         }
-        "/api/v1/pods?limit=500&continue=c0" => refused(410, "Expired", Value::Null),
+        "/api/v1/pods?limit=500&continue=c0" => refused(410, "Expired", &Value::Null),
         "/api/v1/pods?limit=500&continue=c1" => ok(json!({"items": [some_pod("p2")]})),
         _ => ok(json!({"items": []})),
     });
@@ -263,7 +263,7 @@ async fn a_list_that_has_expired_is_begun_anew() {
 async fn a_list_that_always_expires_ends() {
     let (script, client) = lists(|uri| match uri {
         "/api/v1/pods?limit=500" => ok(json!({"metadata": {"continue": "c"}, "items": []})),
-        "/api/v1/pods?limit=500&continue=c" => refused(410, "Expired", Value::Null),
+        "/api/v1/pods?limit=500&continue=c" => refused(410, "Expired", &Value::Null),
         _ => ok(json!({"items": []})),
     });
     assert_eq!(client.observe().await.unwrap_err().to_string(), "listing of /api/v1/pods was refused, attempt 1: 410 Expired: words");
