@@ -124,10 +124,19 @@ class Authority:
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(_key_usage(digital_signature=True, key_encipherment=True), critical=True)
             .add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
+            .add_extension(self._identifier(), critical=False)
         )
         if alternatives:
             builder = builder.add_extension(x509.SubjectAlternativeName(alternatives), critical=False)
         return Pair(pem(builder.sign(self.key, hashes.SHA256())), _key_pem(key))
+
+    def _identifier(self) -> x509.AuthorityKeyIdentifier:
+        """As the signer calls itself: not everybody derives it from the key alike."""
+        try:
+            own = self.signer.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
+        except x509.ExtensionNotFound:
+            return x509.AuthorityKeyIdentifier.from_issuer_public_key(self.key.public_key())
+        return x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(own)
 
 
 def pem(certificate: x509.Certificate) -> str:
