@@ -79,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--kubernetes-keyset",
         metavar="PLACE",
-        help="kOps' keyset of the cluster's CA, a file or s3://BUCKET/KEY: the API takes it over as soon as it is there",
+        help="kOps' keyset of the cluster's CA, a file or s3://BUCKET/KEY, taken over as soon as it is there",
     )
     command.add_argument("--project", default="platform/clusters", help="the GitLab project's path")
     command.add_argument("--content", type=Path, help="a folder for the project's first commit")

@@ -38,7 +38,9 @@ class Authority:
     trusted: list[x509.Certificate]
 
     @classmethod
-    def create(cls, common_name: str = "kubernetes-ca", lifetime: datetime.timedelta = _AUTHORITY_LIFETIME) -> "Authority":
+    def create(
+        cls, common_name: str = "kubernetes-ca", lifetime: datetime.timedelta = _AUTHORITY_LIFETIME
+    ) -> "Authority":
         """A new one, with an RSA key as kOps makes them."""
         key = rsa.generate_private_key(public_exponent=65537, key_size=KEY_BITS)
         name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
@@ -63,7 +65,9 @@ class Authority:
         """The signer of a kOps keyset, and all its certificates that are not distrusted
         (kOps 1.36 upup/pkg/fi/clientset_castore.go, upup/pkg/fi/ca.go)."""
         spec = (yaml.safe_load(text) or {}).get("spec") or {}
-        keys = [key for key in spec.get("keys") or [] if str(key["id"]).isdecimal() and not key.get("distrustTimestamp")]
+        keys = [
+            key for key in spec.get("keys") or [] if str(key["id"]).isdecimal() and not key.get("distrustTimestamp")
+        ]
         keys.sort(key=lambda key: int(key["id"]))
         if not keys:
             raise KeysetError("the keyset has no key that is trusted")
@@ -86,7 +90,11 @@ class Authority:
                     "type": "Keypair",
                     "primaryId": identifier,
                     "keys": [
-                        {"id": identifier, "publicMaterial": material["certificate"], "privateMaterial": material["key"]}
+                        {
+                            "id": identifier,
+                            "publicMaterial": material["certificate"],
+                            "privateMaterial": material["key"],
+                        }
                     ],
                 },
             }
@@ -147,9 +155,7 @@ def pem(certificate: x509.Certificate) -> str:
 def signing_pair() -> tuple[str, str]:
     """A private and a public key, for service account tokens."""
     key = rsa.generate_private_key(public_exponent=65537, key_size=KEY_BITS)
-    public = key.public_key().public_bytes(
-        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
-    )
+    public = key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
     return _key_pem(key), public.decode()
 
 

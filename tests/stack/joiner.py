@@ -1,4 +1,4 @@
-"""What makes instances into Nodes: their kubelets, kOps' node labels and static pods, and the cloud controller manager."""
+"""What makes instances into Nodes: kubelets, kOps' labels and static pods, and the cloud controller manager."""
 
 import datetime
 import hashlib
@@ -34,8 +34,10 @@ class Instance:
 
     @property
     def role(self) -> str:
-        """`control-plane`, `node`, `apiserver` or `bastion`, from the tag that kOps puts there."""
-        return next((tag.removeprefix(_ROLE_TAG) for tag in self.tags if tag.startswith(_ROLE_TAG)), "node")
+        """`control-plane`, `node`, `apiserver` or `bastion`, from the tags that kOps puts there."""
+        roles = {tag.removeprefix(_ROLE_TAG) for tag in self.tags if tag.startswith(_ROLE_TAG)}
+        # The control plane has its old name too.
+        return next(iter(roles - {"master"}), "node")
 
     @property
     def group(self) -> str:
@@ -114,7 +116,9 @@ def _taints(instance: Instance) -> list[dict]:
     for tag, text in instance.tags.items():
         if tag.startswith(_TAINT_TAG):
             value, _, effect = text.rpartition(":")
-            taints.append({"key": tag.removeprefix(_TAINT_TAG), "effect": effect, **({"value": value} if value else {})})
+            taints.append(
+                {"key": tag.removeprefix(_TAINT_TAG), "effect": effect, **({"value": value} if value else {})}
+            )
     if instance.role == "control-plane":
         taints.append({"key": "node-role.kubernetes.io/control-plane", "effect": "NoSchedule"})
     return taints

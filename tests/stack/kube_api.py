@@ -82,6 +82,11 @@ class Api:
             raise ApiError(method, path, status, decoded)
         return decoded
 
+    def close(self) -> None:
+        """Closes this thread's connection."""
+        if connection := getattr(self._connections, "kept", None):
+            connection.close()
+
     def _exchange(self, method: str, path: str, text: str | None, headers: dict) -> tuple[int, bytes]:
         connection = getattr(self._connections, "kept", None)
         if connection:

@@ -275,7 +275,11 @@ class ControlPlane:
 
     def _stages(self) -> str:
         text = (HERE / "kubernetes-stages.yaml").read_text()
-        delays = {"READY": self.delays.pod_ready, "COMPLETE": self.delays.pod_complete, "DELETE": self.delays.pod_deletion}
+        delays = {
+            "READY": self.delays.pod_ready,
+            "COMPLETE": self.delays.pod_complete,
+            "DELETE": self.delays.pod_deletion,
+        }
         for name, seconds in delays.items():
             text = text.replace(f"durationMilliseconds: ${name}", f"durationMilliseconds: {int(seconds * 1000)}")
         return text
@@ -353,18 +357,21 @@ class Follower(threading.Thread):
         self._said = text
 
 
-def component(program: Path, home: Path, aws_url: str, cluster: str, keyset: str | None) -> Component:
+def component(
+    program: Path, home: Path, aws_url: str, cluster: str, keyset: str | None, delays: Delays | None = None
+) -> Component:
     """The whole control plane as one program of the stack in `home`, with its own folder there."""
     folder = home / "kubernetes"
     ready = Files(folder).ready
     # The folder may have been used before.
     ready.unlink(missing_ok=True)
     flags = {"program": program.resolve(), "home": folder, "aws-url": aws_url, "cluster": cluster, "keyset": keyset}
+    flags |= {_delay_flag(name): seconds for name, seconds in vars(delays or Delays()).items()}
     return Component(
         name="kubernetes",
         command=[
             *(sys.executable, "-P", "-m", "stack.kubernetes", "--no-stdin"),
-            *(f"--{name}={value}" for name, value in flags.items() if value),
+            *(f"--{name}={value}" for name, value in flags.items() if value is not None),
         ],
         environment=components.base_environment(home),
         log=home / "logs" / "kubernetes.log",
@@ -376,6 +383,10 @@ def component(program: Path, home: Path, aws_url: str, cluster: str, keyset: str
 def report_of(home: Path) -> dict:
     """What a control plane that `component` describes said when it was ready."""
     return json.loads(Files(home / "kubernetes").ready.read_text())
+
+
+def _delay_flag(name: str) -> str:
+    return f"{name.replace('_', '-')}-seconds"
 
 
 class _Stop(BaseException):
@@ -462,8 +473,9 @@ def main() -> int:
     parser.add_argument("--no-stdin", action="store_true", help="do not stop when stdin closes")
     parser.add_argument("--timeout", type=float, default=120, help="seconds the API may take to come up")
     for name, field in Delays.__dataclass_fields__.items():
-        flag = f"--{name.replace('_', '-')}-seconds"
-        parser.add_argument(flag, dest=name, type=float, default=field.default, help="(%(default)s)")
+        parser.add_argument(
+            f"--{_delay_flag(name)}", dest=name, type=float, default=field.default, help="(%(default)s)"
+        )
     arguments = parser.parse_args()
     # What its programs leave behind when they are killed is found and ended.
     processes.adopt_orphans()

@@ -25,7 +25,7 @@ from stack import components, deploy, kubernetes, processes
 from stack.authority import Authority, KeysetError, Pair
 from stack.joiner import CONTROL_PLANE, Instance, Joiner, node, static_pods, stop_kubelet
 from stack.kube_api import Api, ApiError
-from stack.test_stack import IMAGE, Running, eventually, is_alive, processes_of, stack_tree
+from stack.test_stack import DEMO, IMAGE, Running, eventually, is_alive, processes_of, stack_tree
 
 HERE = Path(__file__).resolve().parent
 PROGRAM = os.environ.get("STACK_KUBERNETES")
@@ -33,6 +33,10 @@ needs_program = unittest.skipUnless(PROGRAM, "STACK_KUBERNETES names no program;
 CLUSTER = "demo.k8s.example.com"
 BUCKET = "kops-state"
 KEYSET = f"{CLUSTER}/pki/private/kubernetes-ca/keyset.yaml"
+DELAYS = kubernetes.Delays(removal=15)
+"""A busy machine must see a node that is not ready before it is gone."""
+SLOW = {"pod-ready.stage.kwok.x-k8s.io/delay": "6s"}
+"""Of pods that must not be replaced before the next eviction."""
 ZONES = ("us-east-1a", "us-east-1b", "us-east-1c")
 
 
@@ -59,6 +63,14 @@ class Nodes(unittest.TestCase):
         self.assertEqual(labels["kops.k8s.io/instancegroup"], "group")
         self.assertEqual((labels["node-role.kubernetes.io/node"], labels["team"]), ("", "shop"))
         self.assertEqual(labels["topology.kubernetes.io/region"], "us-east-1")
+
+    def test_the_control_plane_by_both_of_its_names(self):
+        both = {"k8s.io/role/master": "1", "k8s.io/role/control-plane": "1"}
+        for tags in (both, dict(reversed(both.items()))):
+            machine = Instance(
+                "i-1", "us-east-1a", "t3.medium", "10.0.0.1", "", {**tags, "kops.k8s.io/instancegroup": "a"}
+            )
+            self.assertEqual(machine.role, "control-plane")
 
     def test_a_control_plane_node(self):
         taint = {"k8s.io/cluster-autoscaler/node-template/taint/dedicated": "db:NoExecute"}
@@ -89,7 +101,9 @@ class Authorities(unittest.TestCase):
     def test_distrusted_keys_do_not_count(self):
         text = Authority.create().keyset()
         with self.assertRaises(KeysetError):
-            Authority.from_keyset(text.replace("privateMaterial", "distrustTimestamp: '2026-11-01'\n    privateMaterial"))
+            Authority.from_keyset(
+                text.replace("privateMaterial", "distrustTimestamp: '2026-11-01'\n    privateMaterial")
+            )
 
     def test_a_client_is_who_it_says(self):
         made = Authority.create()
@@ -115,7 +129,8 @@ def setUpModule() -> None:
     for folder in ("logs", "tmp"):
         (home / folder).mkdir(parents=True)
     AWS = components.aws(home, sys.executable)
-    PLANE = kubernetes.component(Path(PROGRAM), home, AWS.moto_url, CLUSTER, f"s3://{BUCKET}/{KEYSET}")
+    keyset = f"s3://{BUCKET}/{KEYSET}"
+    PLANE = kubernetes.component(Path(PROGRAM), home, AWS.moto_url, CLUSTER, keyset, DELAYS)
     try:
         for program in (AWS.moto, PLANE):
             program.start()
@@ -219,7 +234,9 @@ class Joining(unittest.TestCase):
             {name: item["spec"]["providerID"] for name, item in joined.items()},
             {id: f"aws:///{zone}/{id}" for id, zone in self.members(group).items()},
         )
-        self.assertEqual({item["metadata"]["labels"]["topology.kubernetes.io/zone"] for item in joined.values()}, set(ZONES))
+        self.assertEqual(
+            {item["metadata"]["labels"]["topology.kubernetes.io/zone"] for item in joined.values()}, set(ZONES)
+        )
         eventually(lambda: not any(item["spec"].get("taints") for item in self.ready(group, 3).values()))
 
     def test_control_plane_nodes_have_their_static_pods(self):
@@ -310,13 +327,13 @@ class Workloads(unittest.TestCase):
             },
         }
 
-    def deploy(self, replicas: int) -> list[str]:
+    def deploy(self, replicas: int, **annotations: str) -> list[str]:
         selector = {"matchLabels": {"app": "web"}}
         API.create(
             self.path("deployments", "apis/apps/v1"),
             {
                 "metadata": {"name": "web"},
-                "spec": {"replicas": replicas, "selector": selector, "template": self.template()},
+                "spec": {"replicas": replicas, "selector": selector, "template": self.template(**annotations)},
             },
         )
         return eventually(lambda: self.ready_pods(replicas))
@@ -330,7 +347,11 @@ class Workloads(unittest.TestCase):
         try:
             API.create(
                 self.path(f"pods/{name}/eviction"),
-                {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": name, "namespace": self.namespace}},
+                {
+                    "apiVersion": "policy/v1",
+                    "kind": "Eviction",
+                    "metadata": {"name": name, "namespace": self.namespace},
+                },
             )
         except ApiError as error:
             self.assertEqual(error.body["details"]["causes"][0]["reason"], "DisruptionBudget", error)
@@ -338,7 +359,7 @@ class Workloads(unittest.TestCase):
         return 201
 
     def test_a_budget_refuses_until_the_replacement_is_ready(self):
-        pods = self.deploy(3)
+        pods = self.deploy(3, **SLOW)
         API.create(
             self.path("poddisruptionbudgets", "apis/policy/v1"),
             {"metadata": {"name": "web"}, "spec": {"minAvailable": 2, "selector": {"matchLabels": {"app": "web"}}}},
@@ -386,7 +407,7 @@ class Workloads(unittest.TestCase):
             stop_kubelet(API, name)
         API.delete(self.path(f"pods/{pods[0]}"))
         # Longer than a living kubelet takes.
-        time.sleep(2 * kubernetes.Delays.pod_deletion)
+        time.sleep(2 * DELAYS.pod_deletion)
         self.assertIn("deletionTimestamp", API.get(self.path(f"pods/{pods[0]}"))["metadata"])
         self.assertFalse(any(is_ready(nodes()[name]) for name in self.nodes))
 
@@ -468,7 +489,12 @@ class Ends(unittest.TestCase):
     def start(self) -> tuple[subprocess.Popen, list[int]]:
         command = [sys.executable, "-m", "stack.kubernetes", "--program", PROGRAM, "--home", str(self.scratch)]
         process = subprocess.Popen(
-            command, cwd=HERE.parent, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+            command,
+            cwd=HERE.parent,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
         )
         self.addCleanup(process.stdout.close)
         self.addCleanup(process.stdin.close)
@@ -524,9 +550,83 @@ class Up(unittest.TestCase):
             api = Api(report["url"], files.ca_certificate, files.admin_certificate, files.admin_key)
             self.assertEqual(api.get("/version")["gitVersion"], report["version"])
             self.assertIn("kubernetes", stack.report["pids"])
+            api.close()
         finally:
             self.assertEqual(stack.stop(), 0)
         self.assertEqual(processes_of(scratch / "home"), [])
+
+
+@needs_program
+@unittest.skipUnless(os.environ.get("STACK_LOCALSTACK_PYTHON"), "STACK_LOCALSTACK_PYTHON names no Python")
+@unittest.skipUnless(os.environ.get("STACK_KOPS"), "STACK_KOPS names no kops binary")
+class Kops(unittest.TestCase):
+    """kops itself finds the cluster healthy, gets in with its own CA, drains and rolls."""
+
+    def kops(self, *arguments: str) -> str:
+        environment = {
+            "PATH": os.environ["PATH"],
+            "KOPS_STATE_STORE": f"s3://{BUCKET}",
+            "KOPS_CLUSTER_NAME": CLUSTER,
+            **self.stack.report["kops_env"],
+        }
+        command = [os.environ["STACK_KOPS"], *arguments]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=560)
+        self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
+        return done.stdout + done.stderr
+
+    def test_create_validate_and_roll(self):
+        scratch = Path(tempfile.mkdtemp(prefix="stack-kubernetes-kops-"))
+        self.addCleanup(shutil.rmtree, scratch, ignore_errors=True)
+        flags = ["--kubernetes", PROGRAM, "--kubernetes-keyset", f"s3://{BUCKET}/{KEYSET}", "--bucket", BUCKET]
+        demo = ["--content", str(DEMO), "--replace", "https://kops-files.example.com={files_url}"]
+        self.stack = Running(scratch / "home", *flags, *demo)
+        self.addCleanup(self.stack.stop)
+        shown = ["git", "-C", self.stack.report["gitlab"]["repository"], "show", "main:cluster.yaml"]
+        manifests = scratch / "cluster.yaml"
+        manifests.write_bytes(subprocess.run(shown, capture_output=True, check=True).stdout)
+        self.kops("replace", "--force", "-f", str(manifests))
+        self.kops("update", "cluster", "--create-kube-config=false", "--yes")
+
+        server = ["--api-server", self.stack.report["kubernetes"]["url"]]
+        validated = self.kops("validate", "cluster", *server, "--wait", "3m", "--interval", "2s")
+        self.assertIn(f"Your cluster {CLUSTER} is ready", validated)
+
+        files = kubernetes.Files(scratch / "home" / "kubernetes")
+        api = Api(
+            self.stack.report["kubernetes"]["url"], files.ca_certificate, files.admin_certificate, files.admin_key
+        )
+        before = self.group(api, "nodes-batch")
+        selector = {"matchLabels": {"app": "batch"}}
+        template = {
+            "metadata": {"labels": {"app": "batch"}},
+            "spec": {
+                "nodeSelector": {"kops.k8s.io/instancegroup": "nodes-batch"},
+                "tolerations": [{"operator": "Exists"}],
+                "containers": [{"name": "batch", "image": "registry.example.com/batch"}],
+            },
+        }
+        api.create(
+            "/apis/apps/v1/namespaces/default/deployments",
+            {"metadata": {"name": "batch"}, "spec": {"replicas": 4, "selector": selector, "template": template}},
+        )
+        api.create(
+            "/apis/policy/v1/namespaces/default/poddisruptionbudgets",
+            {"metadata": {"name": "batch"}, "spec": {"maxUnavailable": 1, "selector": selector}},
+        )
+        eventually(lambda: sum(map(is_ready, api.get("/api/v1/namespaces/default/pods")["items"])) == 4)
+        rolled = self.kops(
+            *("rolling-update", "cluster", *server, "--instance-group", "nodes-batch", "--force", "--yes"),
+            *("--validate-count", "1", "--node-interval", "1s", "--post-drain-delay", "1s"),
+        )
+        self.assertIn("evicting pod default/batch-", rolled)
+        # What was surged is the last to go; its node may still be there.
+        eventually(lambda: len(self.group(api, "nodes-batch")) == 2)
+        self.assertEqual(self.group(api, "nodes-batch") & before, set())
+        api.close()
+
+    def group(self, api: Api, name: str) -> set[str]:
+        selector = f"/api/v1/nodes?labelSelector=kops.k8s.io%2Finstancegroup%3D{name}"
+        return {item["metadata"]["name"] for item in api.get(selector)["items"]}
 
 
 class Steps(unittest.TestCase):

@@ -94,7 +94,10 @@ def _start(arguments: argparse.Namespace, running: list[Component]) -> dict:
     programs = aws.components
     if arguments.kubernetes:
         cluster = arguments.kubernetes_cluster
-        programs = [*programs, kubernetes.component(arguments.kubernetes, home, aws.moto_url, cluster, arguments.kubernetes_keyset)]
+        programs = [
+            *programs,
+            kubernetes.component(arguments.kubernetes, home, aws.moto_url, cluster, arguments.kubernetes_keyset),
+        ]
     # All programs before any thread: see `Component.start`.
     for component in programs:
         component.start()

@@ -310,7 +310,8 @@ async fn deployment(stage: &Stage, client: &KubeClient, name: &str, replicas: us
     stage.node(&format!("i-{name}")).await;
     let labels = json!({"app": name});
     let pod = json!({
-        "metadata": {"labels": labels},
+        // Long enough that a busy machine evicts twice before the first replacement is ready.
+        "metadata": {"labels": labels, "annotations": {"pod-ready.stage.kwok.x-k8s.io/delay": "5s"}},
         "spec": {"nodeSelector": {"only": format!("i-{name}")}, "containers": [{"name": "c", "image": "registry.example.com/c"}]},
     });
     let spec = json!({"replicas": replicas, "selector": {"matchLabels": labels}, "template": pod});
