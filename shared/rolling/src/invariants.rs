@@ -1,6 +1,6 @@
 //! Checks of every decision, independent of how it came about. They guard against defects of the planner.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use crate::command::{Action, Command};
 use crate::inventory::{CloudGroup, Status};
@@ -131,7 +131,7 @@ fn starts(before: &RollState, after: &RollState, observation: &Observation<'_>) 
     if started.is_empty() {
         return Ok(());
     }
-    let gone: HashSet<String> = after
+    let gone: BTreeSet<String> = after
         .groups
         .iter()
         .flat_map(|group| &group.instances)

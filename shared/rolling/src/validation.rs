@@ -4,7 +4,7 @@
 //! ready; in 1.36 such a pod blocks the roll of every group. Pods are matched to nodes by `spec.nodeName` (1.37) and, where
 //! that is empty, by `status.hostIP` (1.36).
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use serde::{Deserialize, Serialize};
 
@@ -104,7 +104,7 @@ fn role_of(group: &str, inventory: &Inventory) -> Option<Role> {
 /// Validates the cluster. Instances in `leaving` are about to go or gone, whatever the cloud still says: they do not count
 /// as members of their group, and nothing is expected of their nodes. Up to `max_unready` worker nodes may be not ready or
 /// not joined (`kops validate cluster --max-unready-nodes` of kOps 1.37; a rolling update allows none).
-pub fn validate(inventory: &Inventory, facts: &ClusterFacts, leaving: &HashSet<String>, max_unready: usize) -> Vec<Failure> {
+pub fn validate(inventory: &Inventory, facts: &ClusterFacts, leaving: &BTreeSet<String>, max_unready: usize) -> Vec<Failure> {
     let mut validation =
         Validation { failures: Vec::new(), unready: HashSet::new(), on_unready: HashSet::new(), ready_control_plane: Vec::new() };
     match &facts.api_name {
@@ -143,7 +143,7 @@ struct Members<'a> {
 }
 
 impl<'a> Members<'a> {
-    fn new(inventory: &'a Inventory, facts: &'a ClusterFacts, leaving: &HashSet<String>) -> Self {
+    fn new(inventory: &'a Inventory, facts: &'a ClusterFacts, leaving: &BTreeSet<String>) -> Self {
         let by_instance: HashMap<_, _> = facts.nodes.iter().map(|node| (node.instance(), node)).collect();
         let mut groups = HashMap::new();
         let mut nodes_leaving = HashSet::new();
@@ -180,7 +180,7 @@ impl<'a> Validation<'a> {
         self.failures.push(Failure { kind, name: name.to_owned(), message, group: group.map(str::to_owned), lacking: 0 });
     }
 
-    fn group(&mut self, group: &'a CloudGroup, members: &Members<'a>, leaving: &HashSet<String>) {
+    fn group(&mut self, group: &'a CloudGroup, members: &Members<'a>, leaving: &BTreeSet<String>) {
         let name = &group.spec.name;
         let staying = || group.instances().filter(|instance| !leaving.contains(&instance.id));
         let (attached, target) = (staying().filter(|instance| instance.status != Status::Detached).count(), group.target as usize);

@@ -1,7 +1,7 @@
 //! One decision in the making: what is known, and what is decided so far.
 
 use std::cell::OnceCell;
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use jiff::{SignedDuration, Timestamp};
 
@@ -27,6 +27,7 @@ const LONGEST_PENDING: SignedDuration = SignedDuration::from_mins(65);
 /// How often to look whether somebody has resumed, aborted or answered.
 const CONTROL_POLL: SignedDuration = SignedDuration::from_mins(1);
 
+#[expect(clippy::struct_excessive_bools, reason = "they are independent of each other")]
 pub(super) struct Turn<'a> {
     pub(super) options: &'a RollOptions,
     pub(super) now: Timestamp,
@@ -51,7 +52,7 @@ pub(super) struct Turn<'a> {
     /// Instances that the roll takes out of service or has detached, so that they do not count as serving.
     pub(super) condemned: HashSet<String>,
     /// Those of them whose termination or detachment is decided, so that they are no members any more.
-    pub(super) leaving: HashSet<String>,
+    pub(super) leaving: BTreeSet<String>,
     results: BTreeMap<&'a Action, &'a Result<(), CommandError>>,
     excused: HashSet<(FailureKind, String)>,
     failures: OnceCell<Vec<Failure>>,
@@ -105,7 +106,7 @@ impl<'a> Turn<'a> {
             aborting: false,
             replaced: (0, 0),
             condemned: HashSet::new(),
-            leaving: HashSet::new(),
+            leaving: BTreeSet::new(),
             results: observation.results.iter().map(|result| (&result.command.action, &result.result)).collect(),
             excused: HashSet::new(),
             failures: OnceCell::new(),
@@ -128,7 +129,7 @@ impl<'a> Turn<'a> {
         if state.baseline.is_none()
             && let Ok(facts) = self.facts
         {
-            let mut failures = validate(self.inventory, facts, &HashSet::new(), 0);
+            let mut failures = validate(self.inventory, facts, &BTreeSet::new(), 0);
             failures.retain(|failure| failure.is_excusable(self.inventory));
             if !failures.is_empty() {
                 self.tell(What::Baseline { failures: failures.clone() });
