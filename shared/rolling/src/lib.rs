@@ -43,4 +43,4 @@ pub use state::{
     Blocker, Call, Drain, Gate, GateAfter, GroupError, GroupPhase, GroupRoll, GroupStep, Held, InstancePhase, InstanceRoll, Leftover,
     LeftoverReason, Origin, Outcome, Preparation, Replaced, RollState, SCHEMA_VERSION, StartError, StateError, Summary,
 };
-pub use validation::{Failure, FailureKind, validate};
+pub use validation::{Failure, FailureKind, Leaving, validate};

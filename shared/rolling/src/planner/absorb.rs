@@ -6,7 +6,7 @@ use super::later;
 use super::turn::{Turn, backoff};
 use crate::command::{Action, Refusal};
 use crate::event::What;
-use crate::inventory::CloudGroup;
+use crate::inventory::{CloudGroup, Status};
 use crate::state::{Gate, GateAfter, GroupError, GroupPhase, GroupRoll, InstancePhase, InstanceRoll, Origin, Replaced};
 
 impl Turn<'_> {
@@ -23,6 +23,7 @@ impl Turn<'_> {
             {
                 group.error.get_or_insert(GroupError { message: error, stops_roll: false });
             }
+            self.look_at(instance);
             vanished |= self.look_for(&group.name, instance);
             let interval = self.options.interval(group.role);
             if instance.phase == InstancePhase::Terminated && self.now.duration_since(instance.terminated.unwrap_or(self.now)) >= interval {
@@ -58,6 +59,14 @@ impl Turn<'_> {
             None => {}
         }
         None
+    }
+
+    /// Sees that an instance was detached, though the roll does not know that its call went through.
+    fn look_at(&mut self, instance: &mut InstanceRoll) {
+        let known = instance.is_detached() || instance.phase != InstancePhase::Waiting;
+        if !known && self.view.instance(&instance.id).is_some_and(|seen| seen.status == Status::Detached) {
+            instance.detached = Some(self.now);
+        }
     }
 
     /// Concludes what an instance's absence means. Says whether it went away before its turn.

@@ -40,7 +40,7 @@ impl Look {
     fn words(&self) -> Vec<String> {
         let mut words = self.failures.clone();
         words.extend(self.incomplete.as_ref().map(Incomplete::to_string));
-        words.extend(self.weak.as_ref().map(|member| format!("control-plane member {member} is not in service and ready")));
+        words.extend(self.weak.clone());
         words
     }
 }
@@ -105,7 +105,7 @@ impl Turn<'_> {
         }
         if group.role == Role::ControlPlane {
             let next = group.instances.iter().find(|instance| instance.phase == InstancePhase::Waiting);
-            look.weak = next.and_then(|next| self.weak_member(&next.id));
+            look.weak = next.and_then(|next| self.weakness(&next.id));
         }
         look
     }

@@ -3,15 +3,14 @@
 use std::collections::HashSet;
 
 use super::turn::{Called, Site, Turn};
-use super::view::Incomplete;
 use super::{Abort, later};
 use crate::command::{Action, Refusal};
 use crate::control::{About, Choice, Question};
 use crate::event::What;
-use crate::inventory::CloudGroup;
+use crate::inventory::{CloudGroup, Status};
 use crate::options::PauseAfter;
 use crate::spec::{Manager, Role};
-use crate::state::{Call, Gate, GateAfter, GroupError, GroupPhase, GroupRoll, GroupStep, InstancePhase, InstanceRoll, Origin};
+use crate::state::{Call, Gate, GateAfter, GroupError, GroupPhase, GroupRoll, GroupStep, InstancePhase, InstanceRoll, Origin, Preparation};
 
 /// The process of an Auto Scaling group that terminates instances to balance zones.
 const REBALANCE: &str = "AZRebalance";
@@ -110,38 +109,74 @@ impl Turn<'_> {
     }
 
     /// Takes back intents that are due again, not carried out as far as can be seen, and would by now leave the group with
-    /// too few instances: others may have gone away since. They have their turn when the group is complete again.
+    /// too few instances, or touch a cluster that is not well: others may have gone away since. They have their turn when
+    /// all is well again.
     fn withdraw(&mut self, group: &mut GroupRoll) {
-        if !self.options.wait_for_replacement {
-            return;
-        }
-        let known = self.inventory.groups.contains_key(&group.name);
-        let is_due = |turn: &Self, instance: &InstanceRoll| {
-            let is_due = matches!(instance.phase, InstancePhase::Terminating { not_before, .. } if not_before <= turn.now);
-            is_due && instance.origin != Origin::WarmPool && (!known || turn.is_in_service(&instance.id))
-        };
-        let due: HashSet<String> =
-            group.instances.iter().filter(|instance| is_due(self, instance)).map(|instance| instance.id.clone()).collect();
-        if due.is_empty() {
+        let due: HashSet<String> = group
+            .instances
+            .iter()
+            .filter(|instance| self.is_due_again(&group.name, instance))
+            .map(|instance| instance.id.clone())
+            .collect();
+        let waits = self.options.wait_for_replacement;
+        if due.is_empty() || (self.options.cloudonly && !waits) {
             return;
         }
         self.condemned.retain(|id| !due.contains(id));
         let limit = group.limit(self.options);
-        let mut down = self.down(group).ok();
-        let gate = self.new_gate(GateAfter::Terminating);
+        let mut down = if waits { self.down(group).ok() } else { Some(0) };
+        let unwell = self.unwell(group);
+        let gate = Gate { wanted: u32::from(unwell), ..self.new_gate(GateAfter::Terminating) };
         for instance in group.instances.iter_mut().filter(|instance| due.contains(&instance.id)) {
-            let weak = if self.options.cloudonly || group.role != Role::ControlPlane { None } else { self.weak_member(&instance.id) };
-            match &mut down {
-                Some(down) if *down < limit && weak.is_none() => {
-                    *down += 1;
-                    self.condemned.insert(instance.id.clone());
-                }
-                _ => {
-                    instance.phase = InstancePhase::Waiting;
-                    group.gate.get_or_insert(gate);
-                }
+            let holds = match &instance.phase {
+                InstancePhase::Detaching { .. } => !unwell,
+                // It is drained: nothing but the number of instances speaks against its end.
+                InstancePhase::Terminating { .. } => self.may_lose(group.role, &instance.id, down, limit),
+                _ => !unwell && self.may_lose(group.role, &instance.id, down, limit),
+            };
+            if !holds {
+                instance.phase = InstancePhase::Waiting;
+                group.gate.get_or_insert(gate);
+            } else if !matches!(instance.phase, InstancePhase::Detaching { .. }) {
+                self.condemned.insert(instance.id.clone());
+                down = down.map(|down| down + usize::from(waits));
             }
         }
+    }
+
+    /// Whether a call that takes the instance out of service would be made again now: its result is not known, or it failed.
+    fn is_due_again(&self, group: &str, instance: &InstanceRoll) -> bool {
+        let is_due = |call: &Call| call.attempts > 0 && call.not_before <= self.now;
+        match &instance.phase {
+            InstancePhase::Terminating { not_before, .. } => {
+                let may_be_there = !self.inventory.groups.contains_key(group) || self.is_in_service(&instance.id);
+                *not_before <= self.now && instance.origin != Origin::WarmPool && may_be_there
+            }
+            InstancePhase::Preparing { step: Preparation::Cordon, call } => {
+                let node = instance.node.clone().unwrap_or_default();
+                let is_so = self.view.node(&node).is_some_and(|node| node.unschedulable);
+                is_due(call) && !is_so && self.result(&Action::Cordon { node }).is_none()
+            }
+            InstancePhase::Detaching { marked: true, call } => {
+                let is_so = self.view.instance(&instance.id).is_none_or(|seen| seen.status == Status::Detached);
+                let auto_scaling_group = self.inventory.groups.get(group).map(|cloud| cloud.auto_scaling_group.clone());
+                let action = Action::Detach { auto_scaling_group: auto_scaling_group.unwrap_or_default(), instance: instance.id.clone() };
+                is_due(call) && !is_so && self.result(&action).is_none()
+            }
+            _ => false,
+        }
+    }
+
+    /// Whether the cluster does not validate for the group at the moment, where that counts.
+    pub(super) fn unwell(&self, group: &GroupRoll) -> bool {
+        let validates = !self.options.cloudonly && self.options.fail_on_validate_error && self.options.validate_count > 0;
+        validates && group.role != Role::Bastion && !self.failures(group).is_empty()
+    }
+
+    /// Whether a group of which so many are `down` may lose this instance too; `None` where that is not known.
+    fn may_lose(&self, role: Role, id: &str, down: Option<usize>, limit: usize) -> bool {
+        let strong = self.options.cloudonly || role != Role::ControlPlane || self.weakness(id).is_none();
+        down.is_some_and(|down| !self.options.wait_for_replacement || down < limit) && strong
     }
 
     /// One step before the replacements. Says whether it is done.
@@ -267,33 +302,28 @@ impl Turn<'_> {
         }
         // kOps does not look here; without a wish to wait, neither does Kopsline.
         let waits = self.options.wait_for_replacement;
-        let mut down = if waits { self.down(group) } else { Ok(0) };
-        let validates = !self.options.cloudonly && self.options.fail_on_validate_error && self.options.validate_count > 0;
-        let mut blocked = validates && site.role != Role::Bastion && !self.failures(group).is_empty();
+        let mut down = if waits { self.down(group).ok() } else { Some(0) };
+        let unwell = self.unwell(group);
+        let mut blocked = unwell;
         for instance in group.instances.iter_mut().filter(|instance| instance.phase == InstancePhase::Waiting) {
             if in_flight >= limit || blocked {
                 break;
             }
             // An instance that does not serve can be replaced without taking anything away.
             let serves = self.is_in_service(&instance.id) && !instance.is_detached();
-            blocked = match &down {
-                Ok(down) => waits && serves && *down >= limit,
-                Err(Incomplete::Missing(_) | Incomplete::Short(_)) => true,
-            };
-            blocked |= !self.options.cloudonly && site.role == Role::ControlPlane && self.weak_member(&instance.id).is_some();
+            let counted = if serves { down } else { down.map(|_| 0) };
+            blocked = !self.may_lose(site.role, &instance.id, counted, limit);
             if blocked {
                 break;
             }
-            if let (Ok(down), true) = (&mut down, serves) {
-                *down += 1;
-            }
+            down = down.map(|down| down + usize::from(serves && waits));
             in_flight += 1;
             if let Err(error) = self.begin_instance(site, instance) {
                 group.error.get_or_insert(error);
             }
         }
         if blocked && in_flight == 0 {
-            group.gate = Some(Gate { wanted: u32::from(validates), ..self.new_gate(GateAfter::Terminating) });
+            group.gate = Some(Gate { wanted: u32::from(unwell), ..self.new_gate(GateAfter::Terminating) });
             self.gate(group)?;
         }
         Ok(())

@@ -1,7 +1,7 @@
 //! One decision in the making: what is known, and what is decided so far.
 
 use std::cell::OnceCell;
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, HashSet};
 
 use jiff::{SignedDuration, Timestamp};
 
@@ -15,7 +15,7 @@ use crate::kubernetes::ClusterFacts;
 use crate::options::RollOptions;
 use crate::spec::{Manager, Role};
 use crate::state::{Call, GroupRoll, InstancePhase, InstanceRoll, Origin, Outcome, RollState};
-use crate::validation::{Failure, FailureKind, validate};
+use crate::validation::{Failure, FailureKind, Leaving, validate};
 
 /// First pause before a failed call is decided on again; it doubles up to [`MAX_BACKOFF`].
 const FIRST_BACKOFF: SignedDuration = SignedDuration::from_secs(5);
@@ -52,7 +52,7 @@ pub(super) struct Turn<'a> {
     /// Instances that the roll takes out of service or has detached, so that they do not count as serving.
     pub(super) condemned: HashSet<String>,
     /// Those of them whose termination or detachment is decided, so that they are no members any more.
-    pub(super) leaving: BTreeSet<String>,
+    pub(super) leaving: BTreeMap<String, Leaving>,
     results: BTreeMap<&'a Action, &'a Result<(), CommandError>>,
     excused: HashSet<(FailureKind, String)>,
     failures: OnceCell<Vec<Failure>>,
@@ -106,7 +106,7 @@ impl<'a> Turn<'a> {
             aborting: false,
             replaced: (0, 0),
             condemned: HashSet::new(),
-            leaving: BTreeSet::new(),
+            leaving: BTreeMap::new(),
             results: observation.results.iter().map(|result| (&result.command.action, &result.result)).collect(),
             excused: HashSet::new(),
             failures: OnceCell::new(),
@@ -129,7 +129,7 @@ impl<'a> Turn<'a> {
         if state.baseline.is_none()
             && let Ok(facts) = self.facts
         {
-            let mut failures = validate(self.inventory, facts, &BTreeSet::new(), 0);
+            let mut failures = validate(self.inventory, facts, &BTreeMap::new(), 0);
             failures.retain(|failure| failure.is_excusable(self.inventory));
             if !failures.is_empty() {
                 self.tell(What::Baseline { failures: failures.clone() });
@@ -148,11 +148,15 @@ impl<'a> Turn<'a> {
             }
             // Those that are gone for certain need not be remembered: a long roll has thousands of them.
             if instance.gone.is_none() {
-                let leaves = instance.phase.is_condemned() || instance.detached.is_some();
-                if leaves {
-                    self.leaving.insert(instance.id.clone());
+                let leaving = match (instance.phase.is_condemned(), instance.detached.is_some()) {
+                    (true, _) => Some(Leaving::Terminated),
+                    (false, true) => Some(Leaving::Detached),
+                    (false, false) => None,
+                };
+                if let Some(leaving) = leaving {
+                    self.leaving.insert(instance.id.clone(), leaving);
                 }
-                if leaves || instance.phase.is_in_flight() {
+                if leaving.is_some() || instance.phase.is_in_flight() {
                     self.condemned.insert(instance.id.clone());
                 }
             }
