@@ -207,11 +207,9 @@ impl Turn<'_> {
                 self.return_instance(site, instance, why, Call::new(self.now));
                 Ok(())
             }
-            Choice::Fail => Err(self.give_up(instance, format!("node {node} ({}) could not be drained{why}", instance.id), false)),
-            // The roll is unwound in this same decision.
-            Choice::Abort => {
-                instance.phase = InstancePhase::Draining(drain);
-                Ok(())
+            // An abort is carried out before anything else.
+            Choice::Fail | Choice::Abort => {
+                Err(self.give_up(instance, format!("node {node} ({}) could not be drained{why}", instance.id), false))
             }
         }
     }

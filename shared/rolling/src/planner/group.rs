@@ -97,6 +97,10 @@ impl Turn<'_> {
         // The surge goes from the end of the list to its beginning.
         for instance in group.instances.iter_mut().rev().filter(|instance| is_detaching(instance)) {
             if let InstancePhase::Detaching { marked, call } = instance.phase {
+                if self.aborting && (!marked || call.attempts == 0) {
+                    instance.phase = InstancePhase::Waiting;
+                    continue;
+                }
                 self.detach(site, instance, marked, call);
                 group.unvalidated |= !is_detaching(instance);
             }
@@ -126,7 +130,7 @@ impl Turn<'_> {
         let limit = group.limit(self.options);
         let mut down = if waits { self.down(group).ok() } else { Some(0) };
         let unwell = self.unwell(group);
-        let gate = Gate { wanted: u32::from(unwell), ..self.new_gate(GateAfter::Terminating) };
+        let gate = self.gate_again(unwell);
         for instance in group.instances.iter_mut().filter(|instance| due.contains(&instance.id)) {
             let holds = match &instance.phase {
                 InstancePhase::Detaching { .. } => !unwell,
@@ -147,6 +151,7 @@ impl Turn<'_> {
     /// Whether a call that takes the instance out of service would be made again now: its result is not known, or it failed.
     fn is_due_again(&self, group: &str, instance: &InstanceRoll) -> bool {
         let is_due = |call: &Call| call.attempts > 0 && call.not_before <= self.now;
+        let asg = || self.inventory.groups.get(group).map(|cloud| cloud.auto_scaling_group.clone()).unwrap_or_default();
         match &instance.phase {
             InstancePhase::Terminating { not_before, .. } => {
                 let may_be_there = !self.inventory.groups.contains_key(group) || self.is_in_service(&instance.id);
@@ -157,14 +162,23 @@ impl Turn<'_> {
                 let is_so = self.view.node(&node).is_some_and(|node| node.unschedulable);
                 is_due(call) && !is_so && self.result(&Action::Cordon { node }).is_none()
             }
+            InstancePhase::Detaching { marked: false, call } => {
+                let action = Action::MarkDetached { auto_scaling_group: asg(), instance: instance.id.clone() };
+                is_due(call) && self.result(&action).is_none()
+            }
             InstancePhase::Detaching { marked: true, call } => {
                 let is_so = self.view.instance(&instance.id).is_none_or(|seen| seen.status == Status::Detached);
-                let auto_scaling_group = self.inventory.groups.get(group).map(|cloud| cloud.auto_scaling_group.clone());
-                let action = Action::Detach { auto_scaling_group: auto_scaling_group.unwrap_or_default(), instance: instance.id.clone() };
+                let action = Action::Detach { auto_scaling_group: asg(), instance: instance.id.clone() };
                 is_due(call) && !is_so && self.result(&action).is_none()
             }
             _ => false,
         }
+    }
+
+    /// The gate of a group that had to stop before its next instance.
+    pub(super) fn gate_again(&self, unwell: bool) -> Gate {
+        let gate = self.new_gate(GateAfter::Terminating);
+        if unwell { gate } else { Gate { wanted: 0, ..gate } }
     }
 
     /// Whether the cluster does not validate for the group at the moment, where that counts.
@@ -323,7 +337,7 @@ impl Turn<'_> {
             }
         }
         if blocked && in_flight == 0 {
-            group.gate = Some(Gate { wanted: u32::from(unwell), ..self.new_gate(GateAfter::Terminating) });
+            group.gate = Some(self.gate_again(unwell));
             self.gate(group)?;
         }
         Ok(())
@@ -345,7 +359,6 @@ impl Turn<'_> {
                     self.wait_for_decision(&id);
                     return false;
                 }
-                Some(Choice::Abort) => return false,
                 Some(choice) => {
                     self.asks_no_more |= choice == Choice::Always;
                     if checkpoint {

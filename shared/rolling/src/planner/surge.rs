@@ -46,7 +46,7 @@ impl Turn<'_> {
             return false;
         }
         if self.unwell(group) {
-            group.gate = Some(Gate { wanted: 1, ..self.new_gate(GateAfter::Start) });
+            group.gate = Some(self.gate_again(true));
             return matches!(self.gate(group), Ok(true)) && self.surge(site, group);
         }
         candidates.truncate(if alone { 1 } else { usize::MAX });

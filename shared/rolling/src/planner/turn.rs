@@ -43,8 +43,6 @@ pub(super) struct Turn<'a> {
     pub(super) questions: Vec<Question>,
     pub(super) asks_no_more: bool,
     pub(super) checkpoint_passed: bool,
-    /// An answer stops the roll.
-    pub(super) abort: Option<String>,
     /// What was in flight is given back, not finished.
     pub(super) aborting: bool,
     /// Instances that had their turn, and all, warm ones left out.
@@ -102,7 +100,6 @@ impl<'a> Turn<'a> {
             questions: Vec::new(),
             asks_no_more: false,
             checkpoint_passed: false,
-            abort: None,
             aborting: false,
             replaced: (0, 0),
             condemned: HashSet::new(),
@@ -283,11 +280,16 @@ impl<'a> Turn<'a> {
         let group = question.group.clone();
         self.questions.retain(|question| question.id != id);
         self.tell_of(&group, None, What::Decided { question: id.to_owned(), choice, by: by.clone() });
-        if choice == Choice::Abort {
-            let by = if by.is_empty() { "the deadline of a question".to_owned() } else { by };
-            self.abort = Some(format!("{by} answered question {id} with abort"));
-        }
         Some(choice)
+    }
+
+    /// Who answered a question so that the roll stops.
+    pub(super) fn answered_abort(&mut self) -> Option<String> {
+        let aborts = |question: &&Question| self.control.answer(&question.id).is_some_and(|answer| answer.choice == Choice::Abort);
+        let id = self.questions.iter().find(aborts)?.id.clone();
+        let by = self.control.answer(&id).map(|answer| answer.by.clone()).filter(|by| !by.is_empty());
+        self.decided(&id);
+        Some(format!("{} answered question {id} with abort", by.unwrap_or_else(|| "somebody".to_owned())))
     }
 
     /// Waits for the answer to an open question.
