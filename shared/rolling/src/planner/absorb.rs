@@ -108,7 +108,7 @@ impl Turn<'_> {
 
     /// Closes the gate after an instance was replaced. As in kOps: while others wait or every slot was taken, after each
     /// one; at the end once all are through. Those that end while the gate is closed are swept up by it.
-    fn after_loss(&mut self, group: &mut GroupRoll, before: usize, completed: usize, vanished: bool) {
+    pub(super) fn after_loss(&mut self, group: &mut GroupRoll, before: usize, completed: usize, vanished: bool) {
         if group.phase != GroupPhase::Rolling || group.error.is_some() {
             return;
         }

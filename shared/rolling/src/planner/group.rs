@@ -105,10 +105,16 @@ impl Turn<'_> {
                 group.unvalidated |= !is_detaching(instance);
             }
         }
+        let before = group.in_flight();
+        let mut skipped = 0;
         for instance in group.instances.iter_mut().filter(|instance| instance.phase.is_in_flight()) {
             if let Err(error) = self.instance(site, instance) {
                 group.error.get_or_insert(error);
             }
+            skipped += usize::from(matches!(instance.phase, InstancePhase::Skipped { .. }));
+        }
+        if skipped > 0 {
+            self.after_loss(group, before, skipped, false);
         }
     }
 
@@ -157,6 +163,11 @@ impl Turn<'_> {
                 let may_be_there = !self.inventory.groups.contains_key(group) || self.is_in_service(&instance.id);
                 *not_before <= self.now && instance.origin != Origin::WarmPool && may_be_there
             }
+            // A node that was cordoned before is taken by its next call.
+            InstancePhase::Preparing { step: Preparation::Deregister, call } if !instance.held.cordoned => {
+                let action = Action::Deregister { auto_scaling_group: asg(), instance: instance.id.clone() };
+                is_due(call) && self.result(&action).is_none()
+            }
             InstancePhase::Preparing { step: Preparation::Cordon, call } => {
                 let node = instance.node.clone().unwrap_or_default();
                 let is_so = self.view.node(&node).is_some_and(|node| node.unschedulable);
@@ -178,12 +189,15 @@ impl Turn<'_> {
     /// The gate of a group that had to stop before its next instance.
     pub(super) fn gate_again(&self, unwell: bool) -> Gate {
         let gate = self.new_gate(GateAfter::Terminating);
-        if unwell { gate } else { Gate { wanted: 0, ..gate } }
+        Gate { wanted: if unwell { gate.wanted.max(1) } else { 0 }, ..gate }
     }
 
     /// Whether the cluster does not validate for the group at the moment, where that counts.
     pub(super) fn unwell(&self, group: &GroupRoll) -> bool {
-        let validates = !self.options.cloudonly && self.options.fail_on_validate_error && self.options.validate_count > 0;
+        // Without validations after each instance the one before the first remains.
+        let touched = |instance: &InstanceRoll| instance.detached.is_some() || instance.terminated.is_some();
+        let counts = self.options.validate_count > 0 || !group.instances.iter().any(touched);
+        let validates = !self.options.cloudonly && self.options.fail_on_validate_error && counts;
         validates && group.role != Role::Bastion && !self.failures(group).is_empty()
     }
 

@@ -83,14 +83,18 @@ impl Turn<'_> {
         Ok(())
     }
 
-    /// Terminates a drained instance after a pause, unless the control plane has lost another member meanwhile.
+    /// Terminates a drained instance after a pause, unless its group or the control plane has lost others meanwhile.
     fn settle(&mut self, site: &Site, instance: &mut InstanceRoll, since: Timestamp) -> Result<(), GroupError> {
         let end = later(since, self.options.post_drain_delay);
         if self.now < end {
             self.wait(end, WaitReason::PostDrainDelay { group: site.name.clone(), instance: instance.id.clone() });
             return Ok(());
         }
-        let weakness = if site.role == Role::ControlPlane { self.weakness(&instance.id) } else { None };
+        let weakness = match site.role {
+            Role::ControlPlane => self.weakness(&instance.id),
+            _ if self.options.wait_for_replacement && !instance.is_detached() => self.scarcity(site, &instance.id),
+            _ => None,
+        };
         let Some(weakness) = weakness else {
             self.terminate(site, instance);
             return Ok(());

@@ -62,6 +62,10 @@ pub(super) struct Site {
     pub(super) role: Role,
     pub(super) manager: Manager,
     pub(super) auto_scaling_group: String,
+    /// How many of its instances may be down at once.
+    pub(super) limit: usize,
+    /// How many it lacked from the beginning.
+    pub(super) lacking: usize,
 }
 
 /// How far a call is.
@@ -197,7 +201,14 @@ impl<'a> Turn<'a> {
             Some(cloud) => cloud.auto_scaling_group.clone(),
             None => group.role.auto_scaling_group_name(&group.name, &self.inventory.cluster.name),
         };
-        Site { name: group.name.clone(), role: group.role, manager: group.manager, auto_scaling_group }
+        Site {
+            name: group.name.clone(),
+            role: group.role,
+            manager: group.manager,
+            auto_scaling_group,
+            limit: group.limit(self.options),
+            lacking: group.lacking,
+        }
     }
 
     /// Decides on a command.

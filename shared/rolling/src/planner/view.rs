@@ -4,7 +4,7 @@ use std::cell::OnceCell;
 use std::collections::HashMap;
 
 use super::Observation;
-use super::turn::Turn;
+use super::turn::{Site, Turn};
 use crate::inventory::{CloudGroup, Instance, Inventory, Status};
 use crate::kubernetes::{BudgetFacts, ClusterFacts, NodeFacts, PodFacts};
 use crate::spec::{Manager, Role};
@@ -160,6 +160,16 @@ impl<'a> Turn<'a> {
             1 => Some("another control-plane member is missing".to_owned()),
             _ => Some(format!("{missing} other control-plane members are missing")),
         }
+    }
+
+    /// What speaks against terminating an instance of another group: so many others are missing that it would be too many.
+    pub(super) fn scarcity(&self, site: &Site, id: &str) -> Option<String> {
+        let cloud = self.inventory.groups.get(&site.name).filter(|cloud| cloud.spec.manager != Manager::Karpenter)?;
+        let target = (cloud.target as usize).saturating_sub(site.lacking);
+        let others = cloud.instances().filter(|instance| instance.id != id && self.serves(instance)).count();
+        let missing = target.saturating_sub(others + 1);
+        let is_scarce = self.is_in_service(id) && missing >= site.limit;
+        is_scarce.then(|| format!("{missing} other instances of {} are missing, and {} may be down", site.name, site.limit))
     }
 
     /// A control-plane member, other than `id`, without which `id` must not go: not in service, not ready, or about to go
