@@ -78,7 +78,7 @@ impl Turn<'_> {
         match instance.phase {
             InstancePhase::Terminating { .. } => self.terminated(group, instance),
             // It had its turn before, and the call seems to have been carried out.
-            InstancePhase::Waiting if instance.started.is_some() => self.terminated(group, instance),
+            InstancePhase::Waiting if instance.started.is_some() && !self.aborting => self.terminated(group, instance),
             // Between its tag and its detachment it may be in neither answer for a moment: it keeps its turn.
             InstancePhase::Waiting | InstancePhase::Detaching { .. } if instance.is_detached() => {}
             InstancePhase::Detaching { marked: true, .. } => {}

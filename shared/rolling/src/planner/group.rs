@@ -97,7 +97,9 @@ impl Turn<'_> {
         // The surge goes from the end of the list to its beginning.
         for instance in group.instances.iter_mut().rev().filter(|instance| is_detaching(instance)) {
             if let InstancePhase::Detaching { marked, call } = instance.phase {
-                if self.aborting && (!marked || call.attempts == 0) {
+                // What can be seen not to be detached need not be.
+                let is_attached = self.view.instance(&instance.id).is_some_and(|seen| seen.status != Status::Detached);
+                if self.aborting && (!marked || call.attempts == 0 || (self.fresh && is_attached)) {
                     instance.phase = InstancePhase::Waiting;
                     continue;
                 }
@@ -164,6 +166,10 @@ impl Turn<'_> {
                 *not_before <= self.now && instance.origin != Origin::WarmPool && may_be_there
             }
             // A node that was cordoned before is taken by its next call.
+            InstancePhase::Preparing { step: Preparation::Exclude, call } if !instance.held.cordoned => {
+                let action = Action::ExcludeFromLoadBalancers { node: instance.node.clone().unwrap_or_default() };
+                is_due(call) && self.result(&action).is_none()
+            }
             InstancePhase::Preparing { step: Preparation::Deregister, call } if !instance.held.cordoned => {
                 let action = Action::Deregister { auto_scaling_group: asg(), instance: instance.id.clone() };
                 is_due(call) && self.result(&action).is_none()
@@ -195,7 +201,7 @@ impl Turn<'_> {
     /// Whether the cluster does not validate for the group at the moment, where that counts.
     pub(super) fn unwell(&self, group: &GroupRoll) -> bool {
         // Without validations after each instance the one before the first remains.
-        let touched = |instance: &InstanceRoll| instance.detached.is_some() || instance.terminated.is_some();
+        let touched = |instance: &InstanceRoll| instance.origin != Origin::WarmPool && instance.terminated.is_some();
         let counts = self.options.validate_count > 0 || !group.instances.iter().any(touched);
         let validates = !self.options.cloudonly && self.options.fail_on_validate_error && counts;
         validates && group.role != Role::Bastion && !self.failures(group).is_empty()
@@ -250,8 +256,9 @@ impl Turn<'_> {
             return true;
         }
         if self.facts.is_err() {
-            self.wait_for_kubernetes();
-            return false;
+            group.gate.get_or_insert(self.gate_again(true));
+            // It cannot open before the API answers.
+            return matches!(self.gate(group), Ok(true)) && self.taint(site, group);
         }
         let mut call = group.call.unwrap_or_else(|| Call::new(self.now));
         let mut answered = false;
@@ -332,13 +339,14 @@ impl Turn<'_> {
         let waits = self.options.wait_for_replacement;
         let mut down = if waits { self.down(group).ok() } else { Some(0) };
         let unwell = self.unwell(group);
-        let mut blocked = unwell;
+        let mut blocked = unwell || (self.facts.is_err() && !self.options.cloudonly && site.role != Role::Bastion);
         for instance in group.instances.iter_mut().filter(|instance| instance.phase == InstancePhase::Waiting) {
             if in_flight >= limit || blocked {
                 break;
             }
-            // An instance that does not serve can be replaced without taking anything away.
-            let serves = self.is_in_service(&instance.id) && !instance.is_detached();
+            // An instance that does not serve can be replaced without taking anything away. A detached one serves, though
+            // the cloud does not count it.
+            let serves = if instance.is_detached() { !self.options.cloudonly } else { self.is_in_service(&instance.id) };
             let counted = if serves { down } else { down.map(|_| 0) };
             blocked = !self.may_lose(site.role, &instance.id, counted, limit);
             if blocked {
