@@ -8,6 +8,7 @@
 mod command;
 mod control;
 mod event;
+mod forecast;
 mod invariants;
 mod inventory;
 mod kubernetes;
@@ -29,6 +30,7 @@ mod properties;
 pub use command::{Action, Command, CommandError, CommandResult, Refusal};
 pub use control::{About, Answer, Choice, Control, Question};
 pub use event::{RollEvent, What};
+pub use forecast::{Forecast, GroupForecast, HeldPod, History, InstanceForecast, Names, Why, forecast};
 pub use inventory::{
     CloudGroup, Instance, Inventory, InventoryError, LaunchTemplateRef, LaunchTemplateVersions, RawGroup, RawInstance, RawInventory,
     RawMember, Status, classify,
