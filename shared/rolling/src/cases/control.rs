@@ -154,6 +154,25 @@ fn a_process_that_cannot_be_suspended_stops_nothing_and_one_that_cannot_be_resum
     assert_eq!(world.left_in("node-1"), 2);
 }
 
+/// The first call suspends it, and its answer is lost; the next ones are refused.
+#[test]
+fn a_process_that_may_be_suspended_is_resumed() {
+    let mut world = node_1(1);
+    let mut calls = 0;
+    world.refuse = Box::new(move |command| {
+        calls += i32::from(matches!(command.action, Action::SuspendRebalance { .. }));
+        (matches!(command.action, Action::SuspendRebalance { .. }) && calls > 1).then(|| refusal(Refusal::Permanent, "AccessDenied"))
+    });
+    world.kill = Some(Kill::After(1));
+    // The cloud does not show it yet.
+    world.look();
+    world.groups.get_mut("node-1").unwrap().suspended.clear();
+    world.look();
+    world.groups.get_mut("node-1").unwrap().suspended.insert("AZRebalance".to_owned());
+    assert!(is_done(&world.run()));
+    assert_eq!(world.scars(), [""; 0]);
+}
+
 #[test]
 fn no_control_plane_instance_is_started_beside_a_weak_one() {
     let mut world = World::new(RollOptions { fail_on_validate_error: false, ..options() });

@@ -12,6 +12,8 @@ use crate::options::PauseAfter;
 use crate::spec::{Manager, Role};
 use crate::state::{Call, Gate, GateAfter, GroupError, GroupPhase, GroupRoll, GroupStep, InstancePhase, InstanceRoll, Origin, Preparation};
 
+/// How many nodes are tainted between two looks at the time and at what people want.
+const TAINTS_AT_ONCE: usize = 200;
 /// The process of an Auto Scaling group that terminates instances to balance zones.
 const REBALANCE: &str = "AZRebalance";
 
@@ -241,7 +243,8 @@ impl Turn<'_> {
         let action = Action::SuspendRebalance { auto_scaling_group: site.auto_scaling_group.clone() };
         match self.call(site, None, &mut call, &action) {
             Called::Done => group.call = None,
-            Called::Refused(_) => (group.call, group.holds_rebalance) = (None, false),
+            // An earlier attempt whose answer was lost may have had its effect.
+            Called::Refused(_) => (group.call, group.holds_rebalance) = (None, call.attempts > 1),
             Called::Busy => {
                 group.call = Some(call);
                 return false;
@@ -262,54 +265,45 @@ impl Turn<'_> {
         }
         let mut call = group.call.unwrap_or_else(|| Call::new(self.now));
         let mut answered = false;
-        let mut failure = None;
         for instance in group.instances.iter().filter(|instance| instance.held.tainted) {
             let Some(action) = instance.node.clone().map(|node| Action::Taint { node }) else { continue };
-            match self.result(&action) {
-                Some(Ok(())) => answered = true,
-                Some(Err(error)) => {
-                    answered = true;
-                    self.refused(&site.name, Some(instance), &action, error);
-                    failure = failure.filter(|known: &Refusal| *known == Refusal::Permanent).or(Some(error.kind));
-                    let waited = self.now.duration_since(call.since);
-                    if error.kind == Refusal::Permanent || waited >= self.options.validation_timeout {
-                        group.call = None;
-                        if !self.options.fail_on_drain_error {
-                            return true;
-                        }
-                        let message =
-                            format!("node {} could not be tainted: {}", instance.node.as_deref().unwrap_or_default(), error.message);
-                        group.error = Some(GroupError { message, stops_roll: false });
-                        return false;
-                    }
-                }
-                None => {}
+            let Some(result) = self.result(&action) else { continue };
+            answered = true;
+            let Err(error) = result else { continue };
+            self.refused(&site.name, Some(instance), &action, error);
+            let waited = self.now.duration_since(call.since);
+            if error.kind != Refusal::Permanent && waited < self.options.validation_timeout {
+                call.not_before = later(self.now, super::turn::backoff(call.attempts));
+            } else if self.options.fail_on_drain_error {
+                let node = instance.node.as_deref().unwrap_or_default();
+                let message = format!("node {node} could not be tainted: {}", error.message);
+                (group.call, group.error) = (None, Some(GroupError { message, stops_roll: false }));
+                return false;
             }
-        }
-        if answered && failure.is_none() {
-            group.call = None;
-            return true;
-        }
-        if failure.is_some() {
-            call.not_before = later(self.now, super::turn::backoff(call.attempts));
         }
         if call.not_before > self.now {
             group.call = Some(call);
             self.wait_for_retry(site, call, "taint nodes");
             return false;
         }
-        let mut decided = false;
+        let mut decided = 0;
         for instance in group.instances.iter_mut().filter(|instance| instance.phase == InstancePhase::Waiting) {
+            // What was answered is not seen yet; what was not answered is decided on again when it is seen to be missing.
+            let done = answered && instance.held.tainted;
+            if done || decided == TAINTS_AT_ONCE {
+                continue;
+            }
             let Some(node) = self.view.node_of(&instance.id) else { continue };
             if instance.origin == Origin::WarmPool || node.unschedulable || node.scheduled_for_update {
                 continue;
             }
-            (instance.node, instance.held.tainted, decided) = (Some(node.name.clone()), true, true);
+            (instance.node, instance.held.tainted) = (Some(node.name.clone()), true);
+            decided += 1;
             self.command(&site.name, Some(instance), Action::Taint { node: node.name.clone() });
         }
         call.attempts = call.attempts.saturating_add(1);
-        group.call = decided.then_some(call);
-        !decided
+        group.call = (decided > 0).then_some(call);
+        decided == 0
     }
 
     /// Deletes the warm pool's old instances, all at once and first, as kOps does; they serve nobody.
