@@ -1,8 +1,5 @@
 //! What Kopsline adds: the baseline, `AZRebalance`, the quorum, what is given back, pauses, windows and aborts.
 
-use std::cell::Cell;
-use std::rc::Rc;
-
 use jiff::{SignedDuration, Timestamp};
 
 use super::world::*;
@@ -235,18 +232,18 @@ fn an_abort_before_anything_began_touches_nothing() {
 
 #[test]
 fn an_abort_finds_out_what_became_of_a_termination() {
-    let mut world = node_1(2);
-    world.kill = Some(Kill::After(1_000));
-    let killed = Rc::new(Cell::new(false));
-    let seen = Rc::clone(&killed);
-    world.refuse = Box::new(move |command| {
-        let first = matches!(command.action, Action::Terminate { .. }) && !seen.replace(matches!(command.action, Action::Terminate { .. }));
-        first.then(|| refusal(Refusal::Transient, "timeout"))
-    });
-    world.until(|wait| matches!(wait.reason, WaitReason::Retry { .. }));
-    world.control.aborted = Some("ann".to_owned());
-    assert!(matches!(world.run(), Outcome::Aborted { .. }));
-    assert_eq!((world.left_in("node-1"), world.scars()), (2, vec![]), "it was decided on, so it is carried out");
+    for (kill, left) in [(Kill::Before as fn(usize) -> Kill, 3), (Kill::After, 2)] {
+        let mut world = node_1(2);
+        // The calls before: one suspends, two taint, three prepare.
+        world.kill = Some(kill(7));
+        while world.executed < 7 {
+            world.step();
+        }
+        assert!(matches!(world.instance("node-1a").phase, crate::InstancePhase::Terminating { .. }));
+        world.control.aborted = Some("ann".to_owned());
+        assert!(matches!(world.run(), Outcome::Aborted { .. }));
+        assert_eq!((world.left_in("node-1"), world.scars()), (left, vec![]), "what was not done is not done any more");
+    }
 }
 
 #[test]

@@ -59,6 +59,10 @@ impl Turn<'_> {
             InstancePhase::Preparing { step, call } => return self.prepare(site, instance, step, call),
             InstancePhase::Draining(drain) => return self.drain(site, instance, drain),
             InstancePhase::Settling { since } => return self.settle(site, instance, since),
+            // An abort takes back what can be seen not to have happened.
+            InstancePhase::Terminating { .. } if self.aborting && self.fresh && self.is_in_service(&instance.id) => {
+                instance.phase = InstancePhase::Waiting;
+            }
             InstancePhase::Terminating { attempts, not_before } if not_before <= self.now => {
                 instance.phase = InstancePhase::Terminating { attempts: attempts.saturating_add(1), not_before: self.now };
                 self.command(&site.name, Some(instance), Action::Terminate { instance: instance.id.clone() });
