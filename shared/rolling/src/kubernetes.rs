@@ -13,7 +13,7 @@ pub struct ClusterFacts {
     pub nodes: Vec<NodeFacts>,
     /// All pods of all namespaces.
     pub pods: Vec<PodFacts>,
-    /// All PodDisruptionBudgets.
+    /// All `PodDisruptionBudget` objects.
     pub budgets: Vec<BudgetFacts>,
     /// The API's host name as DNS has it.
     pub api_name: ApiName,
@@ -26,7 +26,7 @@ pub enum ApiName {
     /// The cluster publishes no DNS name, or it resolves to something real.
     #[default]
     Fine,
-    /// It still resolves to the placeholder that kOps puts there (203.0.113.123 or fd00:dead:add::).
+    /// It still resolves to the placeholder that kOps puts there (`203.0.113.123` or `fd00:dead:add::`).
     Placeholder,
     /// The look-up failed.
     Unresolved {
@@ -37,6 +37,7 @@ pub enum ApiName {
 
 /// A node.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[expect(clippy::struct_excessive_bools, reason = "they are independent facts")]
 pub struct NodeFacts {
     /// The node's name.
     pub name: String,
@@ -81,9 +82,12 @@ pub struct PodFacts {
     pub unready_containers: Vec<String>,
     /// Whether its condition `Ready` is `True`.
     pub ready: bool,
+    /// `metadata.creationTimestamp`.
+    #[serde(default)]
+    pub created: Option<Timestamp>,
     /// When the API was asked to delete it.
     pub deleting: Option<Timestamp>,
-    /// Kind and name of its controlling owner, such as a ReplicaSet.
+    /// Kind and name of its controlling owner, such as a `ReplicaSet`.
     pub controller: Option<Owner>,
     /// Whether it is the image of a static pod (annotation `kubernetes.io/config.mirror`); such pods cannot be evicted.
     pub mirror: bool,
@@ -100,7 +104,7 @@ pub struct Owner {
     pub name: String,
 }
 
-/// A PodDisruptionBudget.
+/// A `PodDisruptionBudget`.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct BudgetFacts {
     /// Its namespace.
@@ -175,8 +179,37 @@ impl Requirement {
     }
 }
 
+impl NodeFacts {
+    /// The id of its instance.
+    pub fn instance(&self) -> &str {
+        self.provider_id.rsplit('/').next().unwrap_or_default()
+    }
+}
+
+impl BudgetFacts {
+    /// Why it can never allow an eviction of a healthy pod as long as it and the pods it covers stay as they are; `None`
+    /// if it can. `status.desiredHealthy` is the controller's own reading of `minAvailable` or `maxUnavailable`.
+    pub fn hopeless(&self) -> Option<String> {
+        if self.expected_pods <= 0 || self.desired_healthy < self.expected_pods {
+            return None;
+        }
+        let limit = match (&self.max_unavailable, &self.min_available) {
+            (Some(value), _) => format!("maxUnavailable {value}"),
+            (None, Some(value)) => format!("minAvailable {value}"),
+            (None, None) => format!("{} must be healthy", self.desired_healthy),
+        };
+        let pods = if self.expected_pods == 1 { "its only pod".to_owned() } else { format!("its {} pods", self.expected_pods) };
+        Some(format!("{limit} leaves no room with {pods}"))
+    }
+}
+
 impl PodFacts {
-    /// Whether it belongs to a DaemonSet.
+    /// Whether a drain has to move it away: neither the image of a static pod, nor a `DaemonSet`'s, nor finished.
+    pub fn is_evictable(&self) -> bool {
+        !self.mirror && !self.is_daemon() && !self.is_finished()
+    }
+
+    /// Whether it belongs to a `DaemonSet`.
     pub fn is_daemon(&self) -> bool {
         self.controller.as_ref().is_some_and(|owner| owner.kind == "DaemonSet")
     }
