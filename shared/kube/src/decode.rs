@@ -145,6 +145,8 @@ struct PodMeta {
     #[serde(default, deserialize_with = "or_default")]
     owner_references: Vec<OwnerReference>,
     #[serde(default)]
+    creation_timestamp: Option<Timestamp>,
+    #[serde(default)]
     deletion_timestamp: Option<Timestamp>,
     #[serde(default)]
     deletion_grace_period_seconds: Option<i64>,
@@ -216,6 +218,7 @@ impl From<Pod> for PodFacts {
             phase: status.phase,
             unready_containers: status.container_statuses.into_iter().filter(|status| !status.ready).map(|status| status.name).collect(),
             ready: status.conditions.iter().any(|condition| condition.kind == "Ready" && condition.status == "True"),
+            created: metadata.creation_timestamp,
             deleting: metadata.deletion_timestamp.map(|at| at.checked_sub(grace).unwrap_or(at)),
             controller: controller.map(|owner| Owner { kind: owner.kind, name: owner.name }),
             mirror: metadata.annotations.mirror.is_some(),
