@@ -46,6 +46,11 @@ pub fn token(id: &ApprovalId) -> String {
     format!("tokens/{id}")
 }
 
+/// The task token of a paused rolling update, which the order to resume or to abort answers.
+pub fn hold(run: &RunId) -> String {
+    format!("tokens/{run}.hold")
+}
+
 /// A cluster's lock.
 pub fn lock(store: &StateStoreUri, cluster: &ClusterName) -> String {
     let place = store.as_str().trim_start_matches("s3://").replace('/', "~");

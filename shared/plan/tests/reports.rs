@@ -46,7 +46,7 @@ fn approval(gate: &str, digest: &str, by: &str, clock: &str, comment: &str) -> A
     ApprovalView {
         gate: gate.into(),
         digest: digest.into(),
-        approved: Some(true),
+        answer: Some("approved".to_owned()),
         by: Some(by.into()),
         at: Some(at(clock)),
         comment: Some(comment.into()),
