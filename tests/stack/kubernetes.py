@@ -357,6 +357,8 @@ def component(program: Path, home: Path, aws_url: str, cluster: str, keyset: str
     """The whole control plane as one program of the stack in `home`, with its own folder there."""
     folder = home / "kubernetes"
     ready = Files(folder).ready
+    # The folder may have been used before.
+    ready.unlink(missing_ok=True)
     flags = {"program": program.resolve(), "home": folder, "aws-url": aws_url, "cluster": cluster, "keyset": keyset}
     return Component(
         name="kubernetes",
