@@ -404,7 +404,8 @@ def run(arguments: argparse.Namespace) -> int:
     finally:
         for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(signum, signal.SIG_IGN)
-        processes.stop(running)
+        # At once: nothing of it is kept.
+        processes.sweep()
     return 0
 
 
