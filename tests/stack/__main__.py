@@ -6,7 +6,7 @@ import signal
 import sys
 from pathlib import Path
 
-from stack import up
+from stack import kubernetes, up
 from stack.processes import adopt_orphans, end_with_parent
 
 
@@ -39,7 +39,7 @@ def _parser() -> argparse.ArgumentParser:
         "template there. When all is ready, prints one line of JSON on stdout; stops and leaves nothing "
         "running when stdin closes or on SIGINT or SIGTERM. Values given after `=` may contain "
         "{gitlab_url}, {gitlab_token}, {gitlab_project}, {gitlab_project_id}, {hook_signing_token}, "
-        "{hook_secret_token}, {files_url}, {aws_url}, {sfn_url}, {lambda_url} and {architecture}.",
+        "{hook_secret_token}, {files_url}, {aws_url}, {sfn_url}, {lambda_url}, {kubernetes_url} and {architecture}.",
     )
     command.add_argument("--home", type=Path, required=True, help="a folder for logs, repositories and scratch files")
     command.add_argument(
@@ -64,6 +64,23 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--env", action="append", default=[], metavar="NAME=VALUE", help="added to every function")
     command.add_argument("--bucket", action="append", default=[], help="one more bucket, versioned")
     command.add_argument("--kops", metavar="VERSION=FILE", help="a kops binary for the functions, put into RunBucket")
+    command.add_argument(
+        "--kubernetes",
+        type=Path,
+        metavar="PROGRAM",
+        help="what tools/kubernetes/get prints: a Kubernetes API, which the cluster's instances join as nodes",
+    )
+    command.add_argument(
+        "--kubernetes-cluster",
+        default=kubernetes.DEFAULT_CLUSTER,
+        metavar="NAME",
+        help="the cluster that it belongs to (%(default)s)",
+    )
+    command.add_argument(
+        "--kubernetes-keyset",
+        metavar="PLACE",
+        help="kOps' keyset of the cluster's CA, a file or s3://BUCKET/KEY: the API takes it over as soon as it is there",
+    )
     command.add_argument("--project", default="platform/clusters", help="the GitLab project's path")
     command.add_argument("--content", type=Path, help="a folder for the project's first commit")
     command.add_argument("--replace", action="append", default=[], metavar="OLD=NEW", help="in that folder's files")

@@ -51,7 +51,7 @@ def aws(home: Path, localstack_python: str) -> Aws:
     )
 
 
-def _base_environment(home: Path) -> dict[str, str]:
+def base_environment(home: Path) -> dict[str, str]:
     """Nothing of the caller's environment but the search path: its AWS settings must not leak in."""
     return {
         "PATH": os.environ["PATH"],
@@ -77,7 +77,7 @@ def _moto(home: Path, url: str, request_log: Path) -> Component:
             str(request_log),
         ],
         environment={
-            **_base_environment(home),
+            **base_environment(home),
             "MOTO_ACCOUNT_ID": ACCOUNT,
             "MOTO_AMIS_PATH": str(amis.write(home / "amis.json")),
         },
@@ -92,7 +92,7 @@ def _step_functions(home: Path, python: str, url: str, moto_url: str, lambda_url
         name="step functions",
         command=[python, "-P", "-m", "stack.sfn_server"],
         environment={
-            **_base_environment(home),
+            **base_environment(home),
             **CREDENTIALS,
             "GATEWAY_LISTEN": url.removeprefix("http://"),
             # Its default server binds all interfaces.
@@ -122,7 +122,7 @@ def _lambda(home: Path, url: str, function_logs: Path) -> Component:
         name="lambda",
         command=[sys.executable, "-P", "-m", "stack.lambda_server", "--function-logs", str(function_logs)],
         environment={
-            **_base_environment(home),
+            **base_environment(home),
             # No AWS_ENDPOINT_URL here: it would override the functions' own.
             "BIND_HOST": LOOPBACK,
             "GATEWAY_PORT": _port(url),

@@ -78,12 +78,12 @@ def is_alive(pid: int) -> bool:
 
 
 def processes_of(home: Path) -> list[int]:
-    """Living processes of the programs that were started for the stack in `home`: all have it as HOME."""
-    mark = f"HOME={home}".encode()
+    """Living processes of the programs that were started for the stack in `home`: all have HOME there."""
+    marks = {f"HOME={home}".encode(), f"HOME={home / 'kubernetes'}".encode()}
     found = []
     for pid in (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()):
         try:
-            if is_alive(pid) and mark in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
+            if is_alive(pid) and marks & set(Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")):
                 found.append(pid)
         except OSError:
             continue

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from stack import components, deploy, processes
+from stack import components, deploy, kubernetes, processes
 from stack.files import FileServer
 from stack.gitlab import TOKEN_PREFIX, GitLab, Project
 from stack.processes import Component, StartError
@@ -91,8 +91,12 @@ def _start(arguments: argparse.Namespace, running: list[Component]) -> dict:
 
     started = time.monotonic()
     aws = components.aws(home, arguments.localstack_python)
+    programs = aws.components
+    if arguments.kubernetes:
+        cluster = arguments.kubernetes_cluster
+        programs = [*programs, kubernetes.component(arguments.kubernetes, home, aws.moto_url, cluster, arguments.kubernetes_keyset)]
     # All programs before any thread: see `Component.start`.
-    for component in aws.components:
+    for component in programs:
         component.start()
         running.append(component)
 
@@ -116,12 +120,16 @@ def _start(arguments: argparse.Namespace, running: list[Component]) -> dict:
     places["gitlab_project_id"] = str(project.id)
     _say(f"gitlab, files: ready in {time.monotonic() - started:.1f} s")
 
-    _wait_ready(aws.components, started, arguments.timeout)
+    _wait_ready(programs, started, arguments.timeout)
+    control_plane = kubernetes.report_of(home) if arguments.kubernetes else None
+    if control_plane:
+        places["kubernetes_url"] = control_plane["url"]
     deployed = _deploy(arguments, aws, places)
     if hook := deployed.function_urls.get(_webhook(deployed)):
         gitlab.hook.url = hook
     _say(f"ready in {time.monotonic() - started:.1f} s")
-    return _report(home, aws, gitlab, project, files, made_up, deployed)
+    report = _report(home, aws, programs, gitlab, project, files, made_up, deployed)
+    return {**report, "kubernetes": control_plane} if control_plane else report
 
 
 def _wait_ready(programs: list[Component], started: float, timeout: float) -> None:
@@ -190,6 +198,7 @@ def _webhook(deployed: deploy.Deployed) -> str | None:
 def _report(
     home: Path,
     aws: components.Aws,
+    programs: list[Component],
     gitlab: GitLab,
     project: Project,
     files: FileServer,
@@ -218,7 +227,7 @@ def _report(
             "hook_secret_token": made_up.hook_secret_token,
         },
         **deployed.report(),
-        "logs": {component.name: str(component.log) for component in aws.components},
+        "logs": {component.name: str(component.log) for component in programs},
         "request_logs": {
             "aws": str(aws.request_log),
             "gitlab": str(logs / "gitlab-requests.jsonl"),
@@ -229,7 +238,7 @@ def _report(
         },
         "aws_env": environment,
         "kops_env": {**environment, "HOME": str(home / "kops"), "KUBECONFIG": str(home / "kops" / "kubeconfig")},
-        "pids": {component.name: component.process.pid for component in aws.components},
+        "pids": {component.name: component.process.pid for component in programs},
     }
 
 
