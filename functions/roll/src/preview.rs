@@ -4,7 +4,7 @@ use jiff::{SignedDuration, Timestamp};
 use kopsline_core::{Failure, FailureKind, Phase, RunId, Stage, StageState};
 use kopsline_kube::Kubernetes as _;
 use kopsline_roller::StepError;
-use kopsline_rolling::{ClusterFacts, Preview, classify, forecast, preview};
+use kopsline_rolling::{ClusterFacts, Preview, classify, preview};
 
 use crate::{Answer, Approval, Roll, Target, options};
 
@@ -30,11 +30,8 @@ impl Roll {
         observed.kubernetes = facts;
         let inventory = classify(&observed, &target.cluster).map_err(StepError::from)?;
         let preview = preview(&inventory, &options.selection, options.force).map_err(StepError::from)?;
-        let forecast = forecast(&inventory, observed.kubernetes.as_ref(), &options, None).map_err(StepError::from)?;
-        let text = if preview.required { format!("{}\n{forecast}", preview.table()) } else { preview.table() };
-        self.runs.put_text(id, &phase.roll_document("preview.txt"), text).await?;
+        self.runs.put_text(id, &phase.roll_document("preview.txt"), preview.table()).await?;
         self.runs.put_document(id, &phase.roll_document("preview.json"), &preview).await?;
-        self.runs.put_document(id, &phase.roll_document("forecast.json"), &forecast).await?;
 
         self.previewed(id, note(&preview), now).await?;
         if !preview.required {
