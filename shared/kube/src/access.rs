@@ -164,10 +164,9 @@ impl ApiSpec {
         });
         Ok(Self {
             public_name: given(api.public_name).or(given(spec.master_public_name)),
-            load_balancer: api.load_balancer.map(|balancer| LoadBalancer {
-                class: given(balancer.class),
-                has_certificate: given(balancer.ssl_certificate).is_some(),
-            }),
+            load_balancer: api
+                .load_balancer
+                .map(|balancer| LoadBalancer { class: given(balancer.class), has_certificate: given(balancer.ssl_certificate).is_some() }),
             publishes_dns: !is_gossip(&name) && !dns.is_some_and(|kind| kind.eq_ignore_ascii_case("none")),
             cluster: name,
         })

@@ -8,7 +8,8 @@ use kopsline_rolling::ApiName;
 /// How long the system's resolver may take.
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// What kOps puts into DNS before there is a control plane (kOps 1.36 `upup/pkg/fi/cloudup/dns.go`).
-const PLACEHOLDERS: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::new(203, 0, 113, 123)), IpAddr::V6(Ipv6Addr::new(0xfd00, 0xdead, 0xadd, 0, 0, 0, 0, 0))];
+const PLACEHOLDERS: [IpAddr; 2] =
+    [IpAddr::V4(Ipv4Addr::new(203, 0, 113, 123)), IpAddr::V6(Ipv6Addr::new(0xfd00, 0xdead, 0xadd, 0, 0, 0, 0, 0))];
 
 /// Asks the system's resolver for a host. `host` may be a name or an address, the latter bracketed or not.
 pub async fn api_name(host: &str) -> ApiName {

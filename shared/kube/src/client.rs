@@ -165,12 +165,8 @@ impl KubeClient {
         let call = Call { timeout: PAGE_TIMEOUT, ..Call::new("listing", path) };
         let (mut facts, mut next, mut restarts) = (Vec::new(), None::<String>, 0);
         loop {
-            let mut query = form_urlencoded::Serializer::new(String::new());
-            query.append_pair("limit", &PAGE_SIZE.to_string());
-            if let Some(next) = &next {
-                query.append_pair("continue", next);
-            }
-            let text = match self.send_strictly(call, &Message::get(format!("{path}?{}", query.finish()))).await {
+            let page = next.as_deref().map(|next| format!("&continue={}", escaped(next))).unwrap_or_default();
+            let text = match self.send_strictly(call, &Message::get(format!("{path}?limit={PAGE_SIZE}{page}"))).await {
                 Ok(text) => text,
                 // The snapshot was compacted away: the whole list is read anew.
                 Err((fault, _)) if fault.status() == GONE && next.is_some() && restarts < LIST_RESTARTS => {

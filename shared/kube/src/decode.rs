@@ -12,10 +12,11 @@ use crate::taints::SCHEDULED_FOR_UPDATE;
 
 /// One page of a list.
 #[derive(Deserialize)]
+#[serde(bound = "T: Deserialize<'de>")]
 pub(crate) struct Page<T> {
     #[serde(default, deserialize_with = "or_default")]
     metadata: PageMeta,
-    #[serde(default = "Vec::new", deserialize_with = "or_default")]
+    #[serde(default, deserialize_with = "or_default")]
     pub(crate) items: Vec<T>,
 }
 
@@ -281,7 +282,7 @@ struct BudgetStatus {
 }
 
 impl Limit {
-    fn as_written(self) -> String {
+    fn into_text(self) -> String {
         match self {
             Self::Number(number) => number.to_string(),
             Self::Text(text) => text,
@@ -293,7 +294,8 @@ impl Budget {
     /// `None` for a budget without a selector, which covers no pod (`policy/v1`); an empty one covers all.
     pub(crate) fn facts(self) -> Option<BudgetFacts> {
         let selector = self.spec.selector?;
-        let requirement = |expression: Expression| Requirement { key: expression.key, operator: expression.operator, values: expression.values };
+        let requirement =
+            |expression: Expression| Requirement { key: expression.key, operator: expression.operator, values: expression.values };
         Some(BudgetFacts {
             namespace: self.metadata.namespace,
             name: self.metadata.name,
@@ -301,8 +303,8 @@ impl Budget {
                 match_labels: selector.match_labels,
                 match_expressions: selector.match_expressions.into_iter().map(requirement).collect(),
             },
-            max_unavailable: self.spec.max_unavailable.map(Limit::as_written),
-            min_available: self.spec.min_available.map(Limit::as_written),
+            max_unavailable: self.spec.max_unavailable.map(Limit::into_text),
+            min_available: self.spec.min_available.map(Limit::into_text),
             disruptions_allowed: self.status.disruptions_allowed,
             current_healthy: self.status.current_healthy,
             desired_healthy: self.status.desired_healthy,
@@ -428,15 +430,24 @@ mod tests {
 
     #[test]
     fn a_pod_that_has_just_been_made() {
-        let facts = pod(json!({"metadata": {"namespace": "a", "name": "p", "uid": "u"}, "spec": {"volumes": null}, "status": {"phase": "Pending"}}));
-        let expected =
-            PodFacts { namespace: "a".to_owned(), name: "p".to_owned(), uid: "u".to_owned(), phase: "Pending".to_owned(), ..PodFacts::default() };
+        let facts = pod(
+            json!({"metadata": {"namespace": "a", "name": "p", "uid": "u"}, "spec": {"volumes": null}, "status": {"phase": "Pending"}}),
+        );
+        let expected = PodFacts {
+            namespace: "a".to_owned(),
+            name: "p".to_owned(),
+            uid: "u".to_owned(),
+            phase: "Pending".to_owned(),
+            ..PodFacts::default()
+        };
         assert_eq!(facts, expected);
     }
 
     #[test]
     fn budgets_are_kept_as_written() {
-        let budget = |spec: Value| serde_json::from_value::<Budget>(json!({"metadata": {"namespace": "a", "name": "b"}, "spec": spec})).unwrap().facts();
+        let budget = |spec: Value| {
+            serde_json::from_value::<Budget>(json!({"metadata": {"namespace": "a", "name": "b"}, "spec": spec})).unwrap().facts()
+        };
         let facts = budget(json!({
             "maxUnavailable": "30%",
             "selector": {"matchLabels": {"app": "web"}, "matchExpressions": [{"key": "tier", "operator": "Exists"}]},
@@ -444,7 +455,10 @@ mod tests {
         .unwrap();
         assert_eq!((facts.max_unavailable.as_deref(), facts.min_available), (Some("30%"), None));
         let requirement = Requirement { key: "tier".to_owned(), operator: "Exists".to_owned(), values: Vec::new() };
-        assert_eq!(facts.selector, Selector { match_labels: [("app".to_owned(), "web".to_owned())].into(), match_expressions: vec![requirement] });
+        assert_eq!(
+            facts.selector,
+            Selector { match_labels: [("app".to_owned(), "web".to_owned())].into(), match_expressions: vec![requirement] }
+        );
         assert_eq!(budget(json!({"minAvailable": 2, "selector": {}})).unwrap().min_available.as_deref(), Some("2"));
         assert_eq!(budget(json!({"minAvailable": 2})), None, "without a selector it covers nothing");
     }

@@ -22,7 +22,7 @@ const NAMESPACE_TERMINATING: &str = "NamespaceTerminating";
 /// A call to the Kubernetes API that failed, after the retries of [`crate::KubeClient`].
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum KubeError {
-    /// A PodDisruptionBudget does not allow an eviction now.
+    /// A `PodDisruptionBudget` does not allow an eviction now.
     #[error("{operation} of {target} is not allowed now: {message}")]
     Blocked {
         /// What was asked for.
@@ -253,8 +253,16 @@ mod tests {
                 Refusal::Transient,
                 "evicting of pod a/b was refused, attempt 2: 403 Forbidden: no",
             ),
-            (r#"{"code": 403, "reason": "Forbidden", "message": "no"}"#, Refusal::Permanent, "evicting of pod a/b was refused, attempt 2: 403 Forbidden: no"),
-            (r#"{"code": 401, "reason": "Unauthorized"}"#, Refusal::Permanent, "evicting of pod a/b was refused, attempt 2: 401 Unauthorized: "),
+            (
+                r#"{"code": 403, "reason": "Forbidden", "message": "no"}"#,
+                Refusal::Permanent,
+                "evicting of pod a/b was refused, attempt 2: 403 Forbidden: no",
+            ),
+            (
+                r#"{"code": 401, "reason": "Unauthorized"}"#,
+                Refusal::Permanent,
+                "evicting of pod a/b was refused, attempt 2: 401 Unauthorized: ",
+            ),
             (r#"{"code": 503, "message": "etcd"}"#, Refusal::Transient, "evicting of pod a/b was refused, attempt 2: 503 : etcd"),
         ] {
             let error = error(json);

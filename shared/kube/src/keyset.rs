@@ -7,7 +7,7 @@ use base64::engine::general_purpose::STANDARD;
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use secrecy::{ExposeSecret as _, SecretString};
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use zeroize::{Zeroize as _, Zeroizing};
 
 /// The certificates of an authority that clients trust, and the one that signs. Its private key is wiped from memory
@@ -69,8 +69,12 @@ struct Item {
     distrust_timestamp: Option<String>,
     #[serde(default)]
     public_material: Option<String>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "secret")]
     private_material: Option<SecretString>,
+}
+
+fn secret<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<SecretString>, D::Error> {
+    Ok(Option::<String>::deserialize(deserializer)?.map(SecretString::from))
 }
 
 impl Keyset {
@@ -83,7 +87,8 @@ impl Keyset {
             KeysetError::Shape { line: place.map_or(0, |place| place.line()), column: place.map_or(0, |place| place.column()) }
         })?;
         let primary = document.spec.primary_id;
-        let mut items: Vec<Item> = document.spec.keys.into_iter().filter(|item| item.distrust_timestamp.is_none() && is_number(&item.id)).collect();
+        let mut items: Vec<Item> =
+            document.spec.keys.into_iter().filter(|item| item.distrust_timestamp.is_none() && is_number(&item.id)).collect();
         items.sort_by(|a, b| magnitude(&a.id).cmp(&magnitude(&b.id)));
         let signer = items.iter().find(|item| Some(&item.id) == primary.as_ref()).or(items.last()).ok_or(KeysetError::Empty)?;
         // kOps may keep a certificate alone, of a key that others hold.
@@ -153,11 +158,17 @@ mod tests {
 
     #[test]
     fn every_form_of_key_that_kops_may_hold_is_read() {
-        for (keys, form) in [(Keys::Rsa, Form::Own), (Keys::Rsa, Form::Pkcs8), (Keys::P256, Form::Own), (Keys::P256, Form::Pkcs8), (Keys::P384, Form::Own)] {
+        for (keys, form) in
+            [(Keys::Rsa, Form::Own), (Keys::Rsa, Form::Pkcs8), (Keys::P256, Form::Own), (Keys::P256, Form::Pkcs8), (Keys::P384, Form::Own)]
+        {
             let authority = Authority::new(keys, "kubernetes-ca");
             let text = keyset(Some("7"), &[("7", false, &authority)], form);
             let read = Keyset::parse(&text).unwrap();
-            assert_eq!((read.signer(), read.trusted()), (&authority.certificate, &[authority.certificate.clone()][..]), "{keys:?} {form:?}");
+            assert_eq!(
+                (read.signer(), read.trusted()),
+                (&authority.certificate, &[authority.certificate.clone()][..]),
+                "{keys:?} {form:?}"
+            );
         }
     }
 

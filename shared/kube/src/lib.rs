@@ -20,7 +20,8 @@ use async_trait::async_trait;
 use kopsline_rolling::{ClusterFacts, PodRef};
 
 pub use access::{
-    Access, AccessOptions, ApiSpec, ApiSpecError, FoundLoadBalancer, LoadBalancer, LoadBalancerKind, LookUp, REVISION_TAG, pick_load_balancer,
+    Access, AccessOptions, ApiSpec, ApiSpecError, FoundLoadBalancer, LoadBalancer, LoadBalancerKind, LookUp, REVISION_TAG,
+    pick_load_balancer,
 };
 pub use api_name::api_name;
 pub use client::KubeClient;
@@ -33,7 +34,7 @@ pub use mint::{ClientCertificate, MintError, mint};
 /// time changes nothing. What it concerns being gone already is a success.
 #[async_trait]
 pub trait Kubernetes: Send + Sync {
-    /// All nodes, pods and PodDisruptionBudgets, and the API's name as DNS has it.
+    /// All nodes, pods and `PodDisruptionBudget`s, and the API's name as DNS has it.
     async fn observe(&self) -> Result<ClusterFacts, KubeError>;
 
     /// Gives a node the taint `kops.k8s.io/scheduled-for-update:PreferNoSchedule`.

@@ -8,8 +8,8 @@ use std::time::Duration;
 use aws_lc_rs::encoding::AsDer as _;
 use aws_lc_rs::rand::{SecureRandom as _, SystemRandom};
 use aws_lc_rs::signature::{
-    ECDSA_P256_SHA256_ASN1_SIGNING, ECDSA_P384_SHA384_ASN1_SIGNING, ECDSA_P521_SHA512_ASN1_SIGNING, EcdsaKeyPair,
-    EcdsaSigningAlgorithm, KeyPair as _, RSA_PKCS1_SHA256, RsaKeyPair,
+    ECDSA_P256_SHA256_ASN1_SIGNING, ECDSA_P384_SHA384_ASN1_SIGNING, ECDSA_P521_SHA512_ASN1_SIGNING, EcdsaKeyPair, EcdsaSigningAlgorithm,
+    KeyPair as _, RSA_PKCS1_SHA256, RsaKeyPair,
 };
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -17,8 +17,8 @@ use jiff::{SignedDuration, Timestamp};
 use rustls_pki_types::PrivateKeyDer;
 use secrecy::SecretString;
 use x509_cert::Certificate;
-use x509_cert::der::asn1::{Any, AnyRef, BitStringRef, OctetString, UintRef, UtcTime};
 use x509_cert::der::asn1::GeneralizedTime;
+use x509_cert::der::asn1::{Any, AnyRef, BitStringRef, OctetString, UintRef, UtcTime};
 use x509_cert::der::oid::AssociatedOid;
 use x509_cert::der::oid::db::rfc5280::ID_KP_CLIENT_AUTH;
 use x509_cert::der::oid::db::rfc5912::{ECDSA_WITH_SHA_256, ECDSA_WITH_SHA_384, ECDSA_WITH_SHA_512, SHA_256_WITH_RSA_ENCRYPTION};
@@ -102,7 +102,7 @@ pub fn mint(keyset: &Keyset, lifetime: SignedDuration, now: Timestamp) -> Result
     let to_sign = sequence(&[
         explicit(0, &2_u8.to_der()?)?,
         UintRef::new(&serial_number()?)?.to_der()?,
-        signer.algorithm()?.to_der()?,
+        signer.algorithm().to_der()?,
         authority.tbs_certificate().subject().to_der()?,
         Validity::<x509_cert::certificate::Rfc5280>::new(time(later(now, -CLOCK_SKEW)?)?, time(not_after)?).to_der()?,
         Name::from_str(&format!("CN={USER},O={ADMINISTRATORS}"))?.to_der()?,
@@ -110,7 +110,7 @@ pub fn mint(keyset: &Keyset, lifetime: SignedDuration, now: Timestamp) -> Result
         explicit(3, &extensions(&authority)?.to_der()?)?,
     ])?;
     let signature = signer.sign(&to_sign)?;
-    let certificate = sequence(&[to_sign, signer.algorithm()?.to_der()?, BitStringRef::from_bytes(&signature)?.to_der()?])?;
+    let certificate = sequence(&[to_sign, signer.algorithm().to_der()?, BitStringRef::from_bytes(&signature)?.to_der()?])?;
     let private_key = key.to_pkcs8v1().map_err(failed("encoding a key"))?;
     Ok(ClientCertificate {
         certificate: pem("CERTIFICATE", &certificate),
@@ -149,11 +149,11 @@ impl Signer {
         found.next().ok_or(MintError::Key)
     }
 
-    fn algorithm(&self) -> Result<AlgorithmIdentifierOwned, MintError> {
-        Ok(match self {
+    fn algorithm(&self) -> AlgorithmIdentifierOwned {
+        match self {
             Self::Rsa(_) => AlgorithmIdentifierOwned { oid: SHA_256_WITH_RSA_ENCRYPTION, parameters: Some(AnyRef::NULL.into()) },
             Self::Ec(_, oid) => AlgorithmIdentifierOwned { oid: *oid, parameters: None },
-        })
+        }
     }
 
     fn sign(&self, message: &[u8]) -> Result<Vec<u8>, MintError> {
@@ -217,22 +217,24 @@ fn time(moment: Timestamp) -> der::Result<Time> {
 
 fn pem(label: &str, der: &[u8]) -> String {
     let text = Zeroizing::new(STANDARD.encode(der));
+    // As long as it will be: growing would leave copies of a key behind.
     let mut pem = String::with_capacity(text.len() + text.len() / 64 + 2 * label.len() + 40);
-    pem.push_str(&format!("-----BEGIN {label}-----\n"));
+    pem.extend(["-----BEGIN ", label, "-----\n"]);
     let mut rest = text.as_str();
     while !rest.is_empty() {
         let (line, after) = rest.split_at_checked(64).unwrap_or((rest, ""));
-        pem.push_str(line);
-        pem.push('\n');
+        pem.extend([line, "\n"]);
         rest = after;
     }
-    pem.push_str(&format!("-----END {label}-----\n"));
+    pem.extend(["-----END ", label, "-----\n"]);
     pem
 }
 
 #[cfg(test)]
 mod tests {
-    use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1, ECDSA_P384_SHA384_ASN1, RSA_PKCS1_2048_8192_SHA256, UnparsedPublicKey, VerificationAlgorithm};
+    use aws_lc_rs::signature::{
+        ECDSA_P256_SHA256_ASN1, ECDSA_P384_SHA384_ASN1, RSA_PKCS1_2048_8192_SHA256, UnparsedPublicKey, VerificationAlgorithm,
+    };
     use rustls_pki_types::CertificateDer;
     use rustls_pki_types::pem::PemObject as _;
     use secrecy::ExposeSecret as _;
@@ -259,7 +261,10 @@ mod tests {
         // RFC 4514 writes the last name first.
         assert_eq!(tbs.subject().to_string(), "CN=kubecfg-kopsline,O=system:masters");
         let at = |time: Time| Timestamp::try_from(time.to_system_time()).unwrap().to_string();
-        assert_eq!((at(tbs.validity().not_before), at(tbs.validity().not_after)), ("2026-11-23T12:00:00Z".into(), "2026-11-25T13:00:00Z".into()));
+        assert_eq!(
+            (at(tbs.validity().not_before), at(tbs.validity().not_after)),
+            ("2026-11-23T12:00:00Z".into(), "2026-11-25T13:00:00Z".into())
+        );
         assert_eq!(minted.not_after.as_second(), "2026-11-25T13:00:00Z".parse::<Timestamp>().unwrap().as_second());
         let (critical, usage) = tbs.get_extension::<KeyUsage>().unwrap().unwrap();
         assert_eq!((critical, usage), (true, KeyUsage(KeyUsages::DigitalSignature.into())));
@@ -295,7 +300,10 @@ mod tests {
     #[test]
     fn the_issuer_is_the_authoritys_subject_byte_for_byte() {
         // As an enterprise's CA has it: one kind of name twice.
-        let authority = Authority::with_names(Keys::P256, &[("DC", "com"), ("DC again", "example"), ("O", "Beispiel & Söhne"), ("CN", "kubernetes-ca")]);
+        let authority = Authority::with_names(
+            Keys::P256,
+            &[("DC", "com"), ("DC again", "example"), ("O", "Beispiel & Söhne"), ("CN", "kubernetes-ca")],
+        );
         let (_, certificate) = minted(&authority, Form::Own, SignedDuration::from_hours(1), now());
         let issuer = Certificate::from_der(&authority.certificate).unwrap();
         let subject = issuer.tbs_certificate().subject().to_der().unwrap();

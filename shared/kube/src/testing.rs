@@ -1,5 +1,7 @@
 //! Certificate authorities and keysets for tests, made by rcgen and not by this crate.
 
+use std::fmt::Write as _;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use rcgen::{BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, KeyPair, KeyUsagePurpose, RsaKeySize};
@@ -84,17 +86,17 @@ impl Authority {
 pub(crate) fn keyset(primary: Option<&str>, keys: &[(&str, bool, &Authority)], form: Form) -> String {
     let mut text = "apiVersion: kops.k8s.io/v1alpha2\nkind: Keyset\nmetadata:\n  name: kubernetes-ca\nspec:\n  type: Keypair\n".to_owned();
     if let Some(primary) = primary {
-        text.push_str(&format!("  primaryId: \"{primary}\"\n"));
+        writeln!(text, "  primaryId: \"{primary}\"").unwrap();
     }
     text.push_str("  keys:\n");
     for (id, distrusted, authority) in keys {
         let material = |pem: &str| STANDARD.encode(pem);
-        text.push_str(&format!("  - id: \"{id}\"\n"));
+        writeln!(text, "  - id: \"{id}\"").unwrap();
         if *distrusted {
             text.push_str("    distrustTimestamp: \"2026-11-01T00:00:00Z\"\n");
         }
-        text.push_str(&format!("    publicMaterial: {}\n", material(&pem("CERTIFICATE", &authority.certificate))));
-        text.push_str(&format!("    privateMaterial: {}\n", material(&authority.private_key(form))));
+        writeln!(text, "    publicMaterial: {}", material(&pem("CERTIFICATE", &authority.certificate))).unwrap();
+        writeln!(text, "    privateMaterial: {}", material(&authority.private_key(form))).unwrap();
     }
     text
 }

@@ -22,16 +22,23 @@ fn ok(value: Value) -> Answer {
     Answer::Status(200, value)
 }
 
-fn refused(code: u16, reason: &str, details: Value) -> Answer {
-    Answer::Status(code, json!({"kind": "Status", "status": "Failure", "code": code, "reason": reason, "message": "words", "details": details}))
+fn refused(code: u16, reason: &str, details: &Value) -> Answer {
+    Answer::Status(
+        code,
+        json!({"kind": "Status", "status": "Failure", "code": code, "reason": reason, "message": "words", "details": details}),
+    )
 }
 
 fn plain(code: u16) -> Answer {
-    refused(code, "Some", Value::Null)
+    refused(code, "Some", &Value::Null)
 }
 
 fn budget() -> Answer {
-    refused(429, "TooManyRequests", json!({"causes": [{"reason": "DisruptionBudget", "message": "web needs 5 healthy pods and has 5 currently"}]}))
+    refused(
+        429,
+        "TooManyRequests",
+        &json!({"causes": [{"reason": "DisruptionBudget", "message": "web needs 5 healthy pods and has 5 currently"}]}),
+    )
 }
 
 #[derive(Clone, Default)]
@@ -86,7 +93,7 @@ async fn evictions() {
         (vec![plain(500), plain(500), plain(500), plain(500)], Some(Refusal::Transient), 4),
         (vec![Answer::Silence, Answer::Silence, Answer::Silence, Answer::Silence], Some(Refusal::Transient), 4),
         (vec![plain(403)], Some(Refusal::Permanent), 1),
-        (vec![refused(429, "TooManyRequests", json!({"retryAfterSeconds": 1})), budget()], Some(Refusal::Blocked), 2),
+        (vec![refused(429, "TooManyRequests", &json!({"retryAfterSeconds": 1})), budget()], Some(Refusal::Blocked), 2),
         // A conflict: gone, replaced by another pod, or a change at the same moment.
         (vec![plain(409), plain(404)], None, 2),
         (vec![plain(409), ok(json!({"metadata": {"uid": "u2"}}))], None, 2),
@@ -127,7 +134,8 @@ async fn deletions_are_of_one_pod_only() {
     ] {
         let (script, client) = Script::client(answers);
         assert_eq!(client.delete_pod(&pod()).await.is_ok(), done);
-        let expected = r#"DELETE /api/v1/namespaces/shop/pods/web-1 {"apiVersion":"v1","kind":"DeleteOptions","preconditions":{"uid":"u1"}}"#;
+        let expected =
+            r#"DELETE /api/v1/namespaces/shop/pods/web-1 {"apiVersion":"v1","kind":"DeleteOptions","preconditions":{"uid":"u1"}}"#;
         assert_eq!(script.requests()[0], expected);
     }
 }
@@ -223,9 +231,9 @@ async fn observing_reads_all_pages() {
         "/api/v1/nodes?limit=500" => ok(json!({"metadata": {}, "items": [{"metadata": {"name": "i-1"}}]})),
         "/api/v1/pods?limit=500" => ok(json!({"metadata": {"continue": "a+b=="}, "items": [some_pod("p1")]})),
         "/api/v1/pods?limit=500&continue=a%2Bb%3D%3D" => ok(json!({"metadata": {"continue": ""}, "items": [some_pod("p2")]})),
-        "/apis/policy/v1/poddisruptionbudgets?resourceVersion=0" => {
-            ok(json!({"metadata": {}, "items": [{"metadata": {"namespace": "a", "name": "b"}, "spec": {"selector": {}}}, {"metadata": {"namespace": "a", "name": "c"}}]}))
-        }
+        "/apis/policy/v1/poddisruptionbudgets?resourceVersion=0" => ok(
+            json!({"metadata": {}, "items": [{"metadata": {"namespace": "a", "name": "b"}, "spec": {"selector": {}}}, {"metadata": {"namespace": "a", "name": "c"}}]}),
+        ),
         _ => plain(400),
     });
     let facts = client.observe().await.unwrap();
@@ -243,7 +251,7 @@ async fn a_list_that_has_expired_is_begun_anew() {
             let begun = BEGUN.fetch_add(1, Ordering::Relaxed);
             ok(json!({"metadata": {"continue": format!("c{begun}")}, "items": [some_pod("p1")]}))
         }
-        "/api/v1/pods?limit=500&continue=c0" => refused(410, "Expired", Value::Null),
+        "/api/v1/pods?limit=500&continue=c0" => refused(410, "Expired", &Value::Null),
         "/api/v1/pods?limit=500&continue=c1" => ok(json!({"items": [some_pod("p2")]})),
         _ => ok(json!({"items": []})),
     });
@@ -255,7 +263,7 @@ async fn a_list_that_has_expired_is_begun_anew() {
 async fn a_list_that_always_expires_ends() {
     let (script, client) = lists(|uri| match uri {
         "/api/v1/pods?limit=500" => ok(json!({"metadata": {"continue": "c"}, "items": []})),
-        "/api/v1/pods?limit=500&continue=c" => refused(410, "Expired", Value::Null),
+        "/api/v1/pods?limit=500&continue=c" => refused(410, "Expired", &Value::Null),
         _ => ok(json!({"items": []})),
     });
     assert_eq!(client.observe().await.unwrap_err().to_string(), "listing of /api/v1/pods was refused, attempt 1: 410 Expired: words");
