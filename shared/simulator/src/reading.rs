@@ -185,7 +185,11 @@ impl<'a> Reading<'a> {
 
     /// What keeps a roll from taking an instance of a group, beyond what ailed the cluster before the roll.
     pub fn concerns(&self, group: &str, before: &BTreeSet<Ailment>) -> Vec<&Ailment> {
-        self.ailments.iter().filter(|ailment| ailment.concerns(group)).filter(|ailment| ailment.control_plane || !before.contains(ailment)).collect()
+        self.ailments
+            .iter()
+            .filter(|ailment| ailment.concerns(group))
+            .filter(|ailment| ailment.control_plane || !before.contains(ailment))
+            .collect()
     }
 }
 

@@ -554,3 +554,22 @@ impl World {
         Allowance { expected, healthy, desired, allowed }
     }
 }
+
+impl World {
+    /// Marks some nodes as touched before the roll (cordoned, tainted, excluded) or as asking for an update, and protects
+    /// some instances: each once in so many, 0 for never.
+    pub fn touch(&mut self, random: &mut crate::random::Random, touched: u32, annotated: u32, protected: u32) {
+        for id in self.nodes.keys() {
+            let node = &mut self.nodes[id];
+            if !node.control_plane && random.once_in(touched) {
+                (node.cordoned, node.excluded) = (true, random.once_in(2));
+                node.tainted = random.once_in(2);
+            }
+            node.needs_update = random.once_in(annotated);
+        }
+        for id in self.instances.keys() {
+            self.instances[id].protected = random.once_in(protected);
+        }
+        self.changed();
+    }
+}

@@ -187,6 +187,11 @@ impl World {
         }
     }
 
+    /// What everything by chance depends on.
+    pub fn seed(&self) -> u64 {
+        self.seed
+    }
+
     /// The time.
     pub fn now(&self) -> Moment {
         self.now

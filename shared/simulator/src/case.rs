@@ -1,0 +1,239 @@
+//! Rolls by seed: clusters, workloads, settings, options and faults.
+
+use jiff::SignedDuration;
+use kopsline_rolling::{GroupSpec, IntOrString, Manager, Role, RollOptions, RollingUpdate};
+
+use crate::faults::Faults;
+use crate::host::{Flaw, Kill, Planner, Real, Rolled, roll};
+use crate::random::Random;
+use crate::world::{BudgetPlan, GroupPlan, Kind, Limit, Pace, Refused, Template, WorkloadPlan, World};
+
+/// What a seed may choose from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Mix {
+    /// Whether there are Kubernetes APIs: never, always, or by chance.
+    pub kubernetes: Option<bool>,
+    /// Whether anything goes wrong.
+    pub faults: bool,
+}
+
+impl Default for Mix {
+    fn default() -> Self {
+        Self { kubernetes: None, faults: true }
+    }
+}
+
+/// A roll to be.
+#[derive(Debug, Clone)]
+pub struct Case {
+    /// What everything by chance depends on.
+    pub seed: u64,
+    /// The groups.
+    pub groups: Vec<GroupPlan>,
+    /// Whether there is a Kubernetes API.
+    pub kubernetes: bool,
+    /// The workloads.
+    pub workloads: Vec<WorkloadPlan>,
+    /// Nodes that were cordoned, tainted and excluded before, by number: once in so many, 0 for never.
+    pub touched_before: u32,
+    /// Nodes annotated to need an update.
+    pub annotated: u32,
+    /// Instances that EC2 refuses to terminate.
+    pub protected: u32,
+    /// How long things take.
+    pub pace: Pace,
+    /// What goes wrong.
+    pub faults: Faults,
+    /// How to roll.
+    pub options: RollOptions,
+}
+
+impl Case {
+    /// The roll of a seed.
+    pub fn of(seed: u64, mix: Mix) -> Self {
+        let mut random = Random::new(seed);
+        let kubernetes = mix.kubernetes.unwrap_or_else(|| !random.once_in(5));
+        let mut case = Self {
+            seed,
+            groups: Vec::new(),
+            kubernetes,
+            workloads: Vec::new(),
+            touched_before: 0,
+            annotated: 0,
+            protected: 0,
+            pace: pace(&mut random),
+            faults: if mix.faults { faults(&mut random) } else { Faults::default() },
+            options: options(&mut random, kubernetes),
+        };
+        case.choose_groups(&mut random);
+        if kubernetes {
+            case.choose_workloads(&mut random);
+            case.touched_before = if random.once_in(6) { 4 } else { 0 };
+            case.annotated = if random.once_in(6) { 3 } else { 0 };
+        }
+        case.protected = if mix.faults && random.once_in(25) { 6 } else { 0 };
+        case
+    }
+
+    fn choose_groups(&mut self, random: &mut Random) {
+        let counts = [
+            (Role::Bastion, random.below(6).saturating_sub(3), 2),
+            (Role::ControlPlane, [0, 1, 1, 1, 3, 3].get(random.below(6) as usize).copied().unwrap_or(1), 3),
+            (Role::ApiServer, u32::from(random.once_in(6)), 2),
+            (Role::Node, random.between(1, 3), 5),
+        ];
+        for (role, groups, largest) in counts {
+            // Three groups of one member, or one of three, make a control plane that has a quorum to lose.
+            let members = if role == Role::ControlPlane && groups == 3 { 1 } else { random.between(1, largest) };
+            for number in 0..groups {
+                let plan = group_plan(random, role, number, members);
+                self.groups.push(plan);
+            }
+        }
+        if random.once_in(8) {
+            let spec = GroupSpec {
+                name: "karpenter".to_owned(),
+                role: Role::Node,
+                manager: Manager::Karpenter,
+                min_size: 0,
+                rolling_update: RollingUpdate::default(),
+            };
+            self.groups.push(GroupPlan::new(spec, random.between(1, 3), 0));
+        }
+    }
+
+    fn choose_workloads(&mut self, random: &mut Random) {
+        for name in ["kube-apiserver", "kube-controller-manager", "kube-scheduler", "etcd-manager-main"] {
+            self.workloads.push(WorkloadPlan::critical(Kind::Static, name, 0));
+        }
+        self.workloads.push(WorkloadPlan::critical(Kind::DaemonSet, "cilium", 0));
+        if random.once_in(2) {
+            self.workloads.push(WorkloadPlan {
+                budget: Some(BudgetPlan { limit: Limit::MaxUnavailablePercent(50) }),
+                ..WorkloadPlan::critical(Kind::Deployment, "coredns", 2)
+            });
+        }
+        for number in 0..random.between(1, 3) {
+            let kind = *random
+                .pick(&[Kind::Deployment, Kind::Deployment, Kind::Deployment, Kind::StatefulSet, Kind::Bare, Kind::Job])
+                .unwrap_or(&Kind::Deployment);
+            let replicas = random.between(1, 4);
+            let limits = [
+                Limit::MaxUnavailable(1),
+                Limit::MaxUnavailablePercent(34),
+                Limit::MinAvailable(replicas.saturating_sub(1)),
+                Limit::MinAvailablePercent(50),
+            ];
+            let hopeless = [Limit::MaxUnavailable(0), Limit::MinAvailable(replicas), Limit::MinAvailablePercent(100)];
+            let limit = match random.below(24) {
+                0..=9 => None,
+                23 => random.pick(&hopeless).copied(),
+                _ => random.pick(&limits).copied(),
+            };
+            self.workloads.push(WorkloadPlan {
+                start: SignedDuration::from_secs(i64::from(random.between(1, 40))),
+                grace: SignedDuration::from_secs(i64::from(random.between(0, 30))),
+                local_storage: random.once_in(4),
+                budget: limit.filter(|_| kind != Kind::Job).map(|limit| BudgetPlan { limit }),
+                ..WorkloadPlan::new(kind, &format!("app-{number}"), replicas)
+            });
+        }
+    }
+
+    /// The world of this roll.
+    pub fn world(&self) -> World {
+        let mut world = World::new("c.test", self.seed);
+        world.kubernetes = self.kubernetes;
+        (world.pace, world.faults) = (self.pace, self.faults);
+        for group in &self.groups {
+            world.add_group(group.clone());
+        }
+        for workload in &self.workloads {
+            world.add_workload(workload.clone());
+        }
+        let mut random = Random::of(self.seed, 77);
+        world.touch(&mut random, self.touched_before, self.annotated, self.protected);
+        world
+    }
+
+    /// Rolls it with the real planner.
+    pub fn roll(&self) -> Rolled {
+        self.roll_with(&mut Real, Kill::Never, Flaw::None)
+    }
+
+    /// Rolls it.
+    pub fn roll_with(&self, planner: &mut dyn Planner, kill: Kill, flaw: Flaw) -> Rolled {
+        roll(self.world(), &self.options, planner, kill, flaw)
+    }
+}
+
+fn pace(random: &mut Random) -> Pace {
+    let mut seconds = |low, high| SignedDuration::from_secs(i64::from(random.between(low, high)));
+    Pace {
+        notice: seconds(1, 40),
+        boot: seconds(5, 120),
+        join: seconds(1, 60),
+        ready: seconds(1, 30),
+        node_lost: seconds(5, 50),
+        node_removed: seconds(10, 90),
+        deregister: seconds(0, 120),
+        jitter: seconds(0, 20),
+    }
+}
+
+fn faults(random: &mut Random) -> Faults {
+    let often = |random: &mut Random| *random.pick(&[0, 0, 4, 20]).unwrap_or(&0);
+    let seldom = |random: &mut Random| *random.pick(&[0, 0, 0, 12, 60]).unwrap_or(&0);
+    // Most rolls have one or two kinds of trouble; some have all.
+    let share = *random.pick(&[1, 3, 3, 6]).unwrap_or(&3);
+    let mut some = |kind: fn(&mut Random) -> u32| if random.once_in(share) { kind(random) } else { 0 };
+    let (often, seldom): (fn(&mut Random) -> u32, fn(&mut Random) -> u32) = (often, seldom);
+    Faults {
+        refused: some(often),
+        answer_lost: some(often),
+        throttled: some(often),
+        kill: some(often),
+        duplicate: some(often),
+        death: some(seldom),
+        vanish: some(seldom),
+        sickness: some(seldom),
+        growth: some(seldom),
+        outage: some(seldom),
+        expiry: some(seldom),
+        never_joins: some(|random| *random.pick(&[0, 0, 10]).unwrap_or(&0)),
+        stale: some(often),
+        blind: some(often),
+    }
+}
+
+fn options(random: &mut Random, _kubernetes: bool) -> RollOptions {
+    RollOptions { force: random.once_in(6), wait_for_replacement: !random.once_in(6), ..RollOptions::default() }
+}
+
+fn group_plan(random: &mut Random, role: Role, number: u32, members: u32) -> GroupPlan {
+    let control_plane = role == Role::ControlPlane;
+    let setting =
+        |random: &mut Random| if random.once_in(2) { None } else { Some(IntOrString::Int(i32::try_from(random.below(4)).unwrap_or(0))) };
+    let rolling_update = RollingUpdate {
+        drain_and_terminate: random.once_in(15).then_some(false),
+        max_surge: if control_plane { None } else { setting(random) },
+        max_unavailable: setting(random),
+    };
+    let spec = GroupSpec { name: format!("{role}-{number}"), role, manager: Manager::CloudGroup, min_size: members, rolling_update };
+    let new = if random.once_in(3) { random.below(members + 1) } else { 0 };
+    let mut plan = GroupPlan::new(spec, members - new, new);
+    plan.warm = if random.once_in(8) && !control_plane { random.between(1, 2) } else { 0 };
+    plan.detached = if random.once_in(10) && !control_plane && role != Role::Bastion { random.between(1, 2) } else { 0 };
+    plan.template = *random
+        .pick(&[Template::Latest, Template::Latest, Template::Number, Template::Mixed, Template::Configuration])
+        .unwrap_or(&Template::Latest);
+    plan.zones = random.between(1, 3);
+    plan.balanced = random.once_in(3);
+    if random.once_in(20) {
+        plan.suspended.insert("AZRebalance".to_owned());
+    }
+    if random.once_in(25) {
+        plan.refuses.insert(*random.pick(&[Refused::Detach, Refused::Deregister]).unwrap_or(&Refused::Detach));
+    }
+    plan
+}

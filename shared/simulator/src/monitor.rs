@@ -1,0 +1,559 @@
+//! What must hold in every roll, checked on what the world saw, not on what the planner recorded.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use jiff::SignedDuration;
+use kopsline_rolling::{
+    Action, ClusterSpec, Command, Inventory, Manager, Outcome, RawInventory, Role, RollOptions, RollState, Settings, classify,
+};
+
+use crate::arena::{GroupId, InstanceId, NodeId};
+use crate::reading::{Ailment, Reading};
+use crate::world::{Balancer, Effect, Executed, Moment, World};
+
+/// What was broken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Rule {
+    /// Only what was to be replaced is touched.
+    Selected,
+    /// Nothing is terminated twice.
+    Once,
+    /// Never more of a group is down than its surge and maxUnavailable allow.
+    Availability,
+    /// Where nothing is up to date, the first instance is replaced alone.
+    FirstAlone,
+    /// Never two members of the control plane are down.
+    ControlPlane,
+    /// The members of etcd keep their quorum.
+    Quorum,
+    /// Nothing is started while the cluster is not well.
+    Health,
+    /// After a termination the cluster is found well so many times before the next.
+    Validated,
+    /// Nothing is terminated undrained.
+    Drained,
+    /// No pod is deleted past its budget.
+    Budget,
+    /// An instance is tagged before it is detached.
+    Tagged,
+    /// Roles come in their order, and groups of a role one after the other.
+    Order,
+    /// The interval after a termination is kept.
+    Interval,
+    /// What is not to be drained or terminated is left alone.
+    Disabled,
+    /// Without a Kubernetes API none is spoken to.
+    CloudOnly,
+    /// A roll that ended leaves nothing behind.
+    LeftBehind,
+    /// A roll that is done has replaced what was to be replaced, or says what it has not.
+    Complete,
+    /// A roll ends in time.
+    Progress,
+    /// Planner and host keep to what they have agreed on.
+    Contract,
+    /// Every effect has its intent in the state.
+    Intent,
+    /// After a kill the end is the same.
+    Repeatable,
+}
+
+/// A rule that was broken.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Violation {
+    /// Which.
+    pub rule: Rule,
+    /// When.
+    pub at: Moment,
+    /// How.
+    pub message: String,
+}
+
+impl std::fmt::Display for Violation {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:?} broken at {} s: {}", self.rule, self.at.since(Moment::default()).as_secs(), self.message)
+    }
+}
+
+/// What an observation was, and when it was made.
+#[derive(Debug, Clone)]
+pub struct View {
+    /// When.
+    pub at: Moment,
+    /// What was answered.
+    pub raw: Arc<RawInventory>,
+}
+
+/// What a group looked like when the roll began.
+#[derive(Debug, Clone)]
+struct Start {
+    role: Role,
+    manager: Manager,
+    settings: Settings,
+    /// How many instances may be down at once.
+    allowed: usize,
+    /// How many slots the surge has.
+    surge: usize,
+    first_alone: bool,
+    detached: usize,
+}
+
+/// What the roll took in hand of an instance.
+#[derive(Debug, Clone, Copy)]
+struct Taken {
+    at: Moment,
+    terminated: Option<Moment>,
+}
+
+/// What was there before the roll, to be there after it.
+#[derive(Debug, Clone, Default)]
+struct Before {
+    cordoned: BTreeSet<NodeId>,
+    tainted: BTreeSet<NodeId>,
+    excluded: BTreeSet<NodeId>,
+    out: BTreeSet<InstanceId>,
+    suspended: BTreeMap<GroupId, BTreeSet<String>>,
+}
+
+/// Watches a roll.
+#[derive(Debug)]
+pub struct Monitor {
+    /// What was broken.
+    pub violations: Vec<Violation>,
+    spec: Arc<ClusterSpec>,
+    options: RollOptions,
+    cluster: bool,
+    before: Before,
+    ailing: BTreeSet<Ailment>,
+    starts: BTreeMap<String, Start>,
+    selected: BTreeSet<String>,
+    warm: BTreeSet<String>,
+    forced: BTreeSet<String>,
+    taken: BTreeMap<InstanceId, Taken>,
+    last_turn: Option<(Role, String)>,
+    /// Observations since the last removal, the newest last.
+    views: Vec<View>,
+    removals: BTreeMap<String, usize>,
+    detached: BTreeMap<String, usize>,
+    surge_failed: BTreeSet<String>,
+}
+
+impl Monitor {
+    /// A monitor of a world in which nothing has been done yet.
+    pub fn new(world: &World, options: &RollOptions) -> Self {
+        let mut before = Before::default();
+        for (id, node) in world.live_nodes() {
+            if node.cordoned {
+                before.cordoned.insert(id);
+            }
+            if node.tainted {
+                before.tainted.insert(id);
+            }
+            if node.excluded {
+                before.excluded.insert(id);
+            }
+        }
+        for (id, instance) in world.instances.iter() {
+            if instance.balancer == Balancer::Out {
+                before.out.insert(id);
+            }
+        }
+        before.suspended = world.groups.iter().map(|(id, group)| (id, group.suspended.clone())).collect();
+        Self {
+            violations: Vec::new(),
+            spec: Arc::new(world.spec.clone()),
+            options: options.clone(),
+            cluster: world.kubernetes,
+            before,
+            ailing: BTreeSet::new(),
+            starts: BTreeMap::new(),
+            selected: BTreeSet::new(),
+            warm: BTreeSet::new(),
+            forced: BTreeSet::new(),
+            taken: BTreeMap::new(),
+            last_turn: None,
+            views: Vec::new(),
+            removals: BTreeMap::new(),
+            detached: BTreeMap::new(),
+            surge_failed: BTreeSet::new(),
+        }
+    }
+
+    /// Records that a rule was broken.
+    pub fn broken(&mut self, rule: Rule, at: Moment, message: String) {
+        self.violations.push(Violation { rule, at, message });
+    }
+
+    /// The first state was stored: it fixes what will be replaced.
+    pub fn began(&mut self, view: &View) {
+        let Ok(inventory) = classify(&view.raw, &self.spec) else { return };
+        let selected = self.options.selection.resolve(&self.spec).unwrap_or_default();
+        for group in inventory.groups.values().filter(|group| selected.contains(&group.spec.name)) {
+            self.began_group(&inventory, group);
+        }
+        self.ailing = Reading::of(&view.raw, &self.spec).ailments.into_iter().collect();
+    }
+
+    fn began_group(&mut self, inventory: &Inventory, group: &kopsline_rolling::CloudGroup) {
+        let forced = if self.options.force { group.ready.as_slice() } else { &[] };
+        let chosen: Vec<_> = group.need_update.iter().chain(forced).collect();
+        let joined = chosen.iter().filter(|instance| !instance.warm).count();
+        let all = group.ready.len() + group.need_update.len();
+        let settings = Settings::resolve(&inventory.cluster.rolling_update, &group.spec.rolling_update, group.spec.manager, all);
+        let one_by_one = group.spec.role == Role::ControlPlane;
+        let surge = if one_by_one { 0 } else { settings.max_surge.min(joined) };
+        let start = Start {
+            role: group.spec.role,
+            manager: group.spec.manager,
+            settings,
+            allowed: if one_by_one { 1 } else { (surge + settings.max_unavailable).max(1) },
+            surge: if group.spec.manager == Manager::Karpenter { 0 } else { surge },
+            first_alone: group.ready.is_empty(),
+            detached: chosen.iter().filter(|instance| instance.status == kopsline_rolling::Status::Detached).count(),
+        };
+        self.starts.insert(group.spec.name.clone(), start);
+        self.warm.extend(chosen.iter().filter(|instance| instance.warm).map(|instance| instance.id.clone()));
+        self.forced.extend(forced.iter().map(|instance| instance.id.clone()));
+        self.selected.extend(chosen.iter().map(|instance| instance.id.clone()));
+    }
+
+    /// A host has observed the world.
+    pub fn observed(&mut self, view: &View) {
+        // Nobody asks how it was much earlier than the last few looks.
+        if self.views.len() > 16 {
+            self.views.drain(..8);
+        }
+        self.views.push(view.clone());
+    }
+
+    /// A command is about to be executed, by a host that has last seen `view`, while `stored` is the checkpoint.
+    pub fn command(&mut self, world: &World, command: &Command, view: &View, stored: Option<&RollState>) {
+        let now = world.now();
+        if !self.cluster && !matches!(command.action, Action::Terminate { .. }) {
+            self.broken(Rule::CloudOnly, now, format!("{:?} without a Kubernetes API", command.action));
+        }
+        if stored.is_some_and(|state| state.outcome != Outcome::Running) {
+            self.broken(Rule::Contract, now, format!("{:?} after the end", command.action));
+        }
+        let instance = match &command.action {
+            Action::Terminate { instance } | Action::Detach { instance, .. } | Action::Deregister { instance, .. } => {
+                world.instance(instance)
+            }
+            Action::Cordon { node } => world.node(node).map(|node| world.nodes[node].instance),
+            _ => None,
+        };
+        let Some(id) = instance else { return };
+        let instance = &world.instances[id];
+        let group = world.groups[instance.group].spec.name.clone();
+        if !self.selected.contains(&instance.id) {
+            self.broken(Rule::Selected, now, format!("{:?}, which is not to be replaced", command.action));
+            return;
+        }
+        if group != command.group {
+            self.broken(Rule::Contract, now, format!("{:?} is said to be of {}, not of {group}", command.action, command.group));
+        }
+        if !stored.is_some_and(|state| intended(state, &command.group, &instance.id)) {
+            self.broken(Rule::Intent, now, format!("{:?} without a stored intent", command.action));
+        }
+        if self.warm.contains(&instance.id) || !instance.alive() {
+            return;
+        }
+        if let Some(start) = self.starts.get(&group)
+            && !start.settings.drain_and_terminate
+            && !matches!(command.action, Action::Detach { .. })
+        {
+            self.broken(Rule::Disabled, now, format!("{:?} of {group}, whose drainAndTerminate is false", command.action));
+        }
+        if !self.taken.contains_key(&id) {
+            self.starting(world, id, &group, view);
+        }
+    }
+
+    /// The first thing that is done to an instance: the order and the cluster's health must allow it.
+    fn starting(&mut self, world: &World, id: InstanceId, group: &str, view: &View) {
+        let now = world.now();
+        let name = &world.instances[id].id;
+        let role = world.groups[world.instances[id].group].spec.role;
+        let turn = (role, if role == Role::Bastion { String::new() } else { group.to_owned() });
+        if let Some(last) = &self.last_turn
+            && *last > turn
+        {
+            let message = format!("{name} of {group} after {} {}", last.0, last.1);
+            self.broken(Rule::Order, now, message);
+        }
+        self.last_turn = Some(turn);
+        if !self.cluster || role == Role::Bastion {
+            return;
+        }
+        let spec = Arc::clone(&self.spec);
+        let reading = Reading::of(&view.raw, &spec);
+        let ailments = reading.concerns(group, &self.ailing);
+        if let Some(first) = ailments.first() {
+            let message = format!("{name} of {group} is taken while {} ({} ailments)", first.what, ailments.len());
+            self.broken(Rule::Health, now, message);
+        }
+    }
+
+    /// A command was executed.
+    pub fn executed(&mut self, world: &World, command: &Command, executed: &Executed, view: &View) {
+        if matches!(command.action, Action::Detach { .. }) && executed.effect.is_none() {
+            self.surge_failed.insert(command.group.clone());
+        }
+        match &executed.effect {
+            Some(Effect::Cordoned(node)) => self.take(world, world.nodes[*node].instance, view),
+            Some(Effect::Uncordoned(node)) => {
+                let instance = world.nodes[*node].instance;
+                if self.taken.get(&instance).is_some_and(|taken| taken.terminated.is_none()) {
+                    self.taken.remove(&instance);
+                }
+                if self.before.cordoned.contains(node) {
+                    self.broken(Rule::LeftBehind, world.now(), format!("{} was cordoned before the roll", world.nodes[*node].name));
+                }
+            }
+            Some(Effect::Terminated { instance, left }) => {
+                if !left.is_empty() && self.cluster && self.seen_as_node(world, *instance, view) {
+                    let pods: Vec<_> = left.iter().take(3).map(|pod| world.pod_name(*pod)).collect();
+                    let message = format!("{} was terminated with {} pods: {}", world.instances[*instance].id, left.len(), pods.join(", "));
+                    self.broken(Rule::Drained, world.now(), message);
+                }
+                self.take(world, *instance, view);
+                self.terminated(world, *instance);
+            }
+            Some(Effect::Detached(instance)) => {
+                let instance = &world.instances[*instance];
+                if !instance.marked {
+                    let message = format!("{} was detached without its tag", instance.id);
+                    self.broken(Rule::Tagged, world.now(), message);
+                }
+                *self.detached.entry(command.group.clone()).or_default() += 1;
+            }
+            Some(Effect::Deleted(pod)) => {
+                let message = format!("{} was deleted past its budget", world.pod_name(*pod));
+                self.broken(Rule::Budget, world.now(), message);
+            }
+            _ => {}
+        }
+    }
+
+    fn seen_as_node(&self, world: &World, id: InstanceId, view: &View) -> bool {
+        let provider = &world.instances[id].id;
+        let nodes = view.raw.kubernetes.iter().flat_map(|facts| &facts.nodes);
+        nodes.into_iter().any(|node| node.provider_id.rsplit('/').next() == Some(provider))
+    }
+
+    /// An instance stops serving by the roll's hand.
+    fn take(&mut self, world: &World, id: InstanceId, view: &View) {
+        let now = world.now();
+        let instance = &world.instances[id];
+        if self.taken.contains_key(&id) || self.warm.contains(&instance.id) {
+            return;
+        }
+        self.taken.insert(id, Taken { at: now, terminated: None });
+        let name = self.group_of(world, id);
+        let Some(start) = self.starts.get(&name).cloned() else { return };
+        self.check_pace(world, id, &name, &start);
+        if self.options.wait_for_replacement || self.cluster {
+            let spec = Arc::clone(&self.spec);
+            let reading = Reading::of(&view.raw, &spec);
+            self.check_availability(world, id, &name, &start, &reading);
+        }
+    }
+
+    fn group_of(&self, world: &World, id: InstanceId) -> String {
+        world.groups[world.instances[id].group].spec.name.clone()
+    }
+
+    fn interval(&self, role: Role) -> SignedDuration {
+        match role {
+            Role::Bastion => self.options.bastion_interval,
+            Role::ControlPlane => self.options.control_plane_interval,
+            Role::ApiServer | Role::Node => self.options.node_interval,
+        }
+    }
+
+    /// How many of a group, and of the control plane, are in hand within the interval.
+    fn check_pace(&mut self, world: &World, id: InstanceId, name: &str, start: &Start) {
+        let now = world.now();
+        let interval = self.interval(start.role);
+        let in_hand = |taken: &Taken| taken.terminated.is_none_or(|at| now.since(at) < interval);
+        let others = self.taken.iter().filter(|(other, taken)| **other != id && in_hand(taken));
+        let (mut same_group, mut same_role) = (0, 0);
+        for (other, _) in others {
+            let group = &world.groups[world.instances[*other].group].spec;
+            same_group += usize::from(group.name == name);
+            same_role += usize::from(group.role == start.role);
+        }
+        let earlier = self.taken.keys().filter(|other| **other != id && self.group_of(world, **other) == name).count();
+        if same_group >= start.allowed {
+            self.broken(Rule::Interval, now, format!("{} of {name} in hand at once, {} allowed", same_group + 1, start.allowed));
+        }
+        if start.role == Role::ControlPlane && same_role > 0 {
+            self.broken(Rule::ControlPlane, now, format!("{} control-plane instances in hand at once", same_role + 1));
+        }
+        if start.first_alone && earlier == 1 && same_group > 0 {
+            self.broken(Rule::FirstAlone, now, format!("the first instance of {name} was not alone"));
+        }
+    }
+
+    fn check_availability(&mut self, world: &World, id: InstanceId, name: &str, start: &Start, reading: &Reading<'_>) {
+        let now = world.now();
+        let own = world.instances[id].id.as_str();
+        let touched: BTreeSet<&str> = self.taken.keys().map(|taken| world.instances[*taken].id.as_str()).collect();
+        let served = reading.instances.get(own).is_some_and(|seen| seen.serves);
+        let serving = |role: Option<Role>, detached: bool| {
+            let counts = |(other, seen): &(&&str, &crate::reading::Seen<'_>)| {
+                role.map_or(seen.group == name, |role| seen.role == role)
+                    && seen.serves
+                    && (seen.attached || (detached && !seen.warm))
+                    && !touched.contains(**other)
+            };
+            reading.instances.iter().filter(counts).count()
+        };
+        if start.role == Role::ControlPlane {
+            let all: usize = self
+                .spec
+                .groups
+                .iter()
+                .filter(|group| group.role == Role::ControlPlane)
+                .filter_map(|group| reading.desired.get(group.name.as_str()))
+                .sum();
+            let others = serving(Some(Role::ControlPlane), false);
+            if served && others + 1 < all {
+                self.broken(
+                    Rule::ControlPlane,
+                    now,
+                    format!("{own} is taken while only {} of {all} control-plane instances serve", others + 1),
+                );
+            }
+        }
+        let Some(&desired) = reading.desired.get(name).filter(|_| start.manager == Manager::CloudGroup) else { return };
+        let down = desired.saturating_sub(serving(None, false));
+        if served && down > start.allowed {
+            self.broken(
+                Rule::Availability,
+                now,
+                format!("{down} of {desired} of {name} are down by taking {own}, {} allowed", start.allowed),
+            );
+        }
+        // With a surge that worked there is always as much capacity as maxUnavailable says.
+        let surged = self.detached.get(name).copied().unwrap_or(0) + start.detached >= start.surge && start.surge > 0;
+        if self.cluster && surged && served && !self.surge_failed.contains(name) {
+            let down = desired.saturating_sub(serving(None, true));
+            if down > start.settings.max_unavailable {
+                let most = start.settings.max_unavailable;
+                self.broken(
+                    Rule::Availability,
+                    now,
+                    format!("{down} of {desired} of {name} are missing in spite of the surge, {most} allowed"),
+                );
+            }
+        }
+    }
+
+    fn terminated(&mut self, world: &World, id: InstanceId) {
+        let now = world.now();
+        let name = self.group_of(world, id);
+        if let Some(taken) = self.taken.get_mut(&id) {
+            if taken.terminated.replace(now).is_some() {
+                let message = format!("{} was terminated twice", world.instances[id].id);
+                self.broken(Rule::Once, now, message);
+            }
+        }
+        *self.removals.entry(name.clone()).or_default() += 1;
+        self.views.clear();
+        let role = world.groups[world.instances[id].group].spec.role;
+        let (up, all) = world.members();
+        // Faults let members die too; they spare the quorum, but not beside the roll's own member.
+        if role == Role::ControlPlane && self.cluster && all >= 3 && up <= all / 2 && !world.faults.change_the_world() {
+            self.broken(Rule::Quorum, now, format!("{up} of {all} members of etcd are left"));
+        }
+    }
+
+    /// The roll has ended.
+    pub fn ended(&mut self, world: &World, state: &RollState) {
+        self.check_leftovers(world);
+        self.check_complete(world, state);
+        self.check_explained(world, state);
+    }
+
+    /// What was done is in the state, with its times.
+    fn check_explained(&mut self, world: &World, state: &RollState) {
+        for (id, taken) in self.taken.clone() {
+            let name = &world.instances[id].id;
+            let told = state.groups.iter().flat_map(|group| &group.instances).find(|told| told.id == *name);
+            let explained = told.is_some_and(|told| told.started.is_some() && (taken.terminated.is_none() || told.terminated.is_some()));
+            if !explained {
+                self.broken(Rule::Intent, world.now(), format!("the state does not tell what was done to {name}: {told:?}"));
+            }
+        }
+    }
+
+    fn check_leftovers(&mut self, world: &World) {
+        let now = world.now();
+        let mut left = Vec::new();
+        for (id, node) in world.live_nodes().filter(|(_, node)| world.instances[node.instance].alive()) {
+            for (what, is, was) in [
+                ("cordoned", node.cordoned, &self.before.cordoned),
+                ("tainted", node.tainted, &self.before.tainted),
+                ("excluded from load balancers", node.excluded, &self.before.excluded),
+            ] {
+                let before = was.contains(&id);
+                if is != before {
+                    left.push(format!("{} is {}{what}", node.name, if is { "" } else { "no longer " }));
+                }
+            }
+        }
+        for (id, instance) in world.instances.iter().filter(|(_, instance)| instance.alive() && instance.attached && instance.in_service) {
+            if world.groups[instance.group].balanced && instance.balancer != Balancer::In && !self.before.out.contains(&id) {
+                left.push(format!("{} is out of its load balancers", instance.id));
+            }
+        }
+        for (id, group) in world.groups.iter() {
+            if self.before.suspended.get(&id) != Some(&group.suspended) {
+                left.push(format!("{} has suspended {:?}", group.auto_scaling_group, group.suspended));
+            }
+        }
+        if let Some(first) = left.first() {
+            let message = format!("{first} ({} things in all)", left.len());
+            self.broken(Rule::LeftBehind, now, message);
+        }
+    }
+
+    fn check_complete(&mut self, world: &World, state: &RollState) {
+        let Outcome::Done { still_need_update } = &state.outcome else { return };
+        let now = world.now();
+        for name in self.selected.clone() {
+            let Some(id) = world.instance(&name) else { continue };
+            let instance = &world.instances[id];
+            let group = self.group_of(world, id);
+            let disabled = self.starts.get(&group).is_some_and(|start| !start.settings.drain_and_terminate) && !instance.warm;
+            let reported = still_need_update.iter().any(|leftover| leftover.instance == name);
+            if instance.alive() && !disabled && !reported {
+                self.broken(Rule::Complete, now, format!("{name} of {group} was left over"));
+            }
+            if reported && !instance.alive() {
+                self.broken(Rule::Complete, now, format!("{name} of {group} is reported, though it is gone"));
+            }
+            if instance.alive() && disabled && !reported && !self.forced.contains(&name) {
+                self.broken(Rule::Complete, now, format!("{name} of {group} still needs an update, and is not reported"));
+            }
+        }
+    }
+
+    /// Instances that were terminated.
+    pub fn removed<'a>(&'a self, world: &'a World) -> BTreeSet<&'a str> {
+        let warm = world.instances.iter().filter(|(_, instance)| !instance.alive() && self.warm.contains(&instance.id));
+        let taken = self.taken.iter().filter(|(_, taken)| taken.terminated.is_some()).map(|(id, _)| world.instances[*id].id.as_str());
+        warm.map(|(_, instance)| instance.id.as_str()).chain(taken).collect()
+    }
+}
+
+fn intended(state: &RollState, group: &str, instance: &str) -> bool {
+    state
+        .groups
+        .iter()
+        .filter(|found| found.name == group)
+        .flat_map(|found| &found.instances)
+        .any(|found| found.id == instance && !matches!(found.phase, kopsline_rolling::InstancePhase::Waiting))
+}
