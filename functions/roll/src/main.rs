@@ -121,11 +121,13 @@ fn options(run: &Run) -> Result<RollOptions, Failure> {
     Ok(RollOptions {
         selection: Selection { instance_groups: config.instance_groups.clone(), roles },
         force: config.force,
+        cloudonly: config.cloudonly,
         bastion_interval: config.bastion_interval,
         control_plane_interval: config.control_plane_interval,
         node_interval: config.node_interval,
         wait_for_replacement: config.wait_for_replacement,
         validation_timeout: config.validation_timeout,
+        ..RollOptions::default()
     })
 }
 

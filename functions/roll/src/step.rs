@@ -67,6 +67,6 @@ fn leftovers(leftovers: &[Leftover]) -> String {
     if leftovers.is_empty() {
         return String::new();
     }
-    let names: Vec<_> = leftovers.iter().map(|Leftover { group, instance }| format!("{instance} ({group})")).collect();
+    let names: Vec<_> = leftovers.iter().map(|Leftover { group, instance, .. }| format!("{instance} ({group})")).collect();
     format!("; still need an update: {}", names.join(", "))
 }

@@ -7,8 +7,8 @@ use async_trait::async_trait;
 use jiff::{SignedDuration, Timestamp};
 use kopsline_core::{Classify, FailureKind};
 use kopsline_rolling::{
-    Action, ClusterSpec, Command, CommandError, CommandResult, Inventory, InventoryError, Leftover, Observation, Outcome, Refusal,
-    RollOptions, RollState, SelectionError, StateError, Summary, Until, classify, next,
+    Action, ClusterSpec, Command, CommandError, CommandResult, Control, Inventory, InventoryError, Leftover, Observation, Outcome, Refusal,
+    RollOptions, RollState, SelectionError, StartError, StateError, Summary, Until, classify, next,
 };
 use serde::{Deserialize, Serialize};
 use tracing::{info, warn};
@@ -154,6 +154,9 @@ pub enum StepError {
     /// The selection names something that does not exist.
     #[error("the selection of instance groups is wrong")]
     Selection(#[from] SelectionError),
+    /// The roll cannot be started.
+    #[error("the rolling update cannot be started")]
+    Start(#[from] StartError),
     /// The checkpoint could not be loaded or saved.
     #[error("the checkpoint is not available")]
     Checkpoint(#[from] CheckpointError),
@@ -173,9 +176,11 @@ impl StepError {
         match self {
             Self::Cloud(error) => error.is_transient(),
             Self::Checkpoint(CheckpointError::Store { transient, .. }) => *transient,
+            Self::Start(StartError::NoKubernetes) => true,
             Self::Checkpoint(CheckpointError::Conflict | CheckpointError::State(_))
             | Self::Inventory(_)
             | Self::Selection(_)
+            | Self::Start(StartError::Selection(_))
             | Self::OtherCluster { .. } => false,
         }
     }
@@ -191,7 +196,7 @@ impl Classify for StepError {
         match self {
             // The other step goes on; called again, this one goes on from where that one came to.
             _ if self.is_transient() || self.is_conflict() => FailureKind::Transient,
-            Self::Selection(_) => FailureKind::BadInput,
+            Self::Selection(_) | Self::Start(StartError::Selection(_)) => FailureKind::BadInput,
             _ => FailureKind::Failed,
         }
     }
@@ -236,11 +241,18 @@ pub async fn run_step(roll: &Roll<'_>) -> Result<StepOutcome, StepError> {
 async fn round(roll: &Roll<'_>, saved: Option<Saved>, inventory: &Inventory) -> Result<(Saved, Option<Until>), StepError> {
     let (mut state, mut version) = match saved {
         Some(Saved { state, version }) => (state, Some(version)),
-        None => (RollState::start(inventory, roll.options.clone(), roll.clock.now())?, None),
+        None => (RollState::start(inventory, roll.options.clone(), roll.clock.now(), None)?, None),
     };
     let mut results = Vec::new();
     loop {
-        let decision = next(&state, &Observation { now: roll.clock.now(), inventory, results: &results });
+        let observation = Observation {
+            now: roll.clock.now(),
+            inventory,
+            kubernetes: Err("this host does not speak to it"),
+            results: &results,
+            control: &Control::default(),
+        };
+        let decision = next(&state, &observation);
         let stored = match version {
             Some(version) if decision.state == state => version,
             expected => save(roll.checkpoints, &decision.state, expected.as_deref()).await?,
@@ -289,9 +301,9 @@ async fn execute(cloud: &dyn Cloud, commands: Vec<Command>) -> Vec<CommandResult
 fn ended(state: &RollState) -> Option<StepOutcome> {
     let summary = state.summary();
     match &state.outcome {
-        Outcome::Running => None,
+        Outcome::Running | Outcome::Unwinding { .. } => None,
         Outcome::Done { still_need_update } => Some(StepOutcome::Done { still_need_update: still_need_update.clone(), summary }),
-        Outcome::Failed { reason } => Some(StepOutcome::Failed { reason: reason.clone(), summary }),
+        Outcome::Failed { reason } | Outcome::Aborted { reason } => Some(StepOutcome::Failed { reason: reason.clone(), summary }),
     }
 }
 

@@ -124,8 +124,12 @@ async fn rolls_emulated_groups() {
          \nMust specify --yes to rolling-update.\n"
     );
 
-    let options =
-        RollOptions { control_plane_interval: SignedDuration::ZERO, node_interval: SignedDuration::ZERO, ..RollOptions::default() };
+    let options = RollOptions {
+        cloudonly: true,
+        control_plane_interval: SignedDuration::ZERO,
+        node_interval: SignedDuration::ZERO,
+        ..RollOptions::default()
+    };
     let checkpoints = Memory::default();
     let step = Roll {
         cloud: &cloud,

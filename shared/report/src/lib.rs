@@ -140,7 +140,10 @@ fn what(instance: &InstanceRoll) -> String {
         (_, Some(replaced)) => format!("replaced by {}", replaced.by),
         (InstancePhase::Failed { error }, _) => format!("not terminated: {error}"),
         (InstancePhase::Vanished, _) => "went away before its turn".to_owned(),
+        (InstancePhase::Skipped { why } | InstancePhase::Returning { why, .. }, _) => format!("left as it was: {why}"),
         (InstancePhase::Waiting, _) => "waits".to_owned(),
+        (InstancePhase::Detaching { .. }, _) => "is being detached".to_owned(),
+        (InstancePhase::Preparing { .. } | InstancePhase::Draining(_) | InstancePhase::Settling { .. }, _) => "is being drained".to_owned(),
         (InstancePhase::Terminating { .. }, _) => "is being terminated".to_owned(),
         (InstancePhase::Terminated | InstancePhase::Done, _) => "terminated".to_owned(),
     }

@@ -6,8 +6,8 @@ use jiff::{SignedDuration, Timestamp};
 use crate::properties::{Kill, drive};
 use crate::sim::Simulation;
 use crate::{
-    Action, Command, CommandError, CommandResult, Decision, GroupPhase, GroupSpec, IntOrString, Inventory, Manager, Observation, Origin,
-    Outcome, Refusal, Role, RollOptions, RollState, RollingUpdate, Selection, WaitReason, classify, next,
+    Action, Command, CommandError, CommandResult, Control, Decision, GroupPhase, GroupSpec, IntOrString, Inventory, Manager, Observation,
+    Origin, Outcome, Refusal, Role, RollOptions, RollState, RollingUpdate, Selection, WaitReason, classify, next,
 };
 
 fn spec(name: &str, role: Role) -> GroupSpec {
@@ -50,9 +50,13 @@ fn done() -> Outcome {
     Outcome::Done { still_need_update: vec![] }
 }
 
+fn cloudonly() -> RollOptions {
+    RollOptions { cloudonly: true, ..RollOptions::default() }
+}
+
 /// kOps' own pace: intervals only.
 fn no_waiting() -> RollOptions {
-    RollOptions { wait_for_replacement: false, ..RollOptions::default() }
+    RollOptions { wait_for_replacement: false, ..cloudonly() }
 }
 
 const ALL_IN_ORDER: [&str; 9] =
@@ -60,7 +64,7 @@ const ALL_IN_ORDER: [&str; 9] =
 
 #[test]
 fn row_3_all_need_update_cloudonly() {
-    for options in [RollOptions::default(), no_waiting()] {
+    for options in [cloudonly(), no_waiting()] {
         let mut sim = standard(3, 3, 2, 1);
         assert_eq!(roll(&mut sim, &options).outcome, done());
         assert_eq!(terminated(&sim), ALL_IN_ORDER);
@@ -70,7 +74,7 @@ fn row_3_all_need_update_cloudonly() {
 #[test]
 fn row_5_none_need_update() {
     let mut sim = standard(0, 0, 0, 0);
-    let state = roll(&mut sim, &RollOptions::default());
+    let state = roll(&mut sim, &cloudonly());
     assert_eq!((state.outcome, state.groups.len(), sim.terminate_calls), (done(), 0, 0));
     assert_eq!(state.finished, Some(state.started), "it ends without waiting");
 }
@@ -78,14 +82,14 @@ fn row_5_none_need_update() {
 #[test]
 fn row_6_none_need_update_with_force() {
     let mut sim = standard(0, 0, 0, 0);
-    assert_eq!(roll(&mut sim, &RollOptions { force: true, ..RollOptions::default() }).outcome, done());
+    assert_eq!(roll(&mut sim, &RollOptions { force: true, ..cloudonly() }).outcome, done());
     assert_eq!(terminated(&sim), ALL_IN_ORDER, "and the replacements are left alone");
 }
 
 #[test]
 fn row_7_no_groups() {
     let mut sim = Simulation::new("test.k8s.local", 1);
-    assert_eq!(roll(&mut sim, &RollOptions::default()).outcome, done());
+    assert_eq!(roll(&mut sim, &cloudonly()).outcome, done());
 }
 
 fn with_cluster_settings(mut sim: Simulation, settings: &RollingUpdate) -> Simulation {
@@ -97,7 +101,7 @@ fn with_cluster_settings(mut sim: Simulation, settings: &RollingUpdate) -> Simul
 fn row_29_disabled() {
     let mut sim =
         with_cluster_settings(standard(3, 3, 2, 1), &RollingUpdate { drain_and_terminate: Some(false), ..RollingUpdate::default() });
-    let state = roll(&mut sim, &RollOptions::default());
+    let state = roll(&mut sim, &cloudonly());
     assert_eq!(sim.terminate_calls, 0);
     assert!(state.groups.iter().all(|group| group.phase == GroupPhase::Disabled));
     assert!(
@@ -111,7 +115,7 @@ fn row_29_disabled() {
 fn row_41_only_warm_pool_instances() {
     let mut sim = group("node-1", Role::Node, 0, 3);
     sim.add_beside("node-1", 3, true);
-    assert_eq!(roll(&mut sim, &RollOptions::default()).outcome, done());
+    assert_eq!(roll(&mut sim, &cloudonly()).outcome, done());
     assert_eq!(terminated(&sim), ["node-1-wp-0", "node-1-wp-1", "node-1-wp-2"]);
     assert_eq!(seconds(&sim), [0, 0, 0], "at once");
 }
@@ -120,7 +124,7 @@ fn row_41_only_warm_pool_instances() {
 fn row_42_warm_pool_before_joined_instances() {
     let mut sim = group("node-1", Role::Node, 3, 0);
     sim.add_beside("node-1", 3, true);
-    assert_eq!(roll(&mut sim, &RollOptions::default()).outcome, done());
+    assert_eq!(roll(&mut sim, &cloudonly()).outcome, done());
     assert_eq!(terminated(&sim), ["node-1-wp-0", "node-1-wp-1", "node-1-wp-2", "node-1-0", "node-1-1", "node-1-2"]);
 }
 
@@ -131,7 +135,7 @@ fn disabled_groups_lose_their_old_warm_pool_even_so() {
         &RollingUpdate { drain_and_terminate: Some(false), ..RollingUpdate::default() },
     );
     sim.add_beside("node-1", 1, true);
-    roll(&mut sim, &RollOptions::default());
+    roll(&mut sim, &cloudonly());
     assert_eq!(terminated(&sim), ["node-1-wp-0"]);
 }
 
@@ -139,7 +143,7 @@ fn disabled_groups_lose_their_old_warm_pool_even_so() {
 fn detached_instances_come_last() {
     let mut sim = group("node-1", Role::Node, 2, 1);
     sim.add_beside("node-1", 1, false);
-    let state = roll(&mut sim, &RollOptions::default());
+    let state = roll(&mut sim, &cloudonly());
     assert_eq!(terminated(&sim), ["node-1-0", "node-1-1", "node-1-dt-0"]);
     let detached = state.groups[0].instances.last().unwrap();
     assert_eq!((detached.origin, &detached.replaced), (Origin::Detached, &None));
@@ -197,12 +201,11 @@ fn intervals_are_those_of_the_role() {
 #[test]
 fn only_selected_groups_are_rolled() {
     let mut sim = standard(3, 3, 2, 1);
-    let options =
-        RollOptions { selection: Selection { instance_groups: vec!["node-2".to_owned()], roles: vec![] }, ..RollOptions::default() };
+    let options = RollOptions { selection: Selection { instance_groups: vec!["node-2".to_owned()], roles: vec![] }, ..cloudonly() };
     assert_eq!(roll(&mut sim, &options).outcome, done());
     assert_eq!(terminated(&sim), ["node-2-0", "node-2-1", "node-2-2"]);
     let mut sim = standard(3, 3, 2, 1);
-    let options = RollOptions { selection: Selection { instance_groups: vec![], roles: vec![Role::Bastion] }, ..RollOptions::default() };
+    let options = RollOptions { selection: Selection { instance_groups: vec![], roles: vec![Role::Bastion] }, ..cloudonly() };
     roll(&mut sim, &options);
     assert_eq!(terminated(&sim), ["bastion-1-0"]);
 }
@@ -211,7 +214,7 @@ fn only_selected_groups_are_rolled() {
 fn karpenter_groups_keep_the_interval_only() {
     let mut sim = Simulation::new("test.k8s.local", 1);
     sim.add_group(GroupSpec { manager: Manager::Karpenter, ..spec("spot", Role::Node) }, 2, 0);
-    let state = roll(&mut sim, &RollOptions { force: true, ..RollOptions::default() });
+    let state = roll(&mut sim, &RollOptions { force: true, ..cloudonly() });
     assert_eq!((state.outcome, seconds(&sim)), (done(), vec![0, 15]));
 }
 
@@ -219,7 +222,7 @@ fn karpenter_groups_keep_the_interval_only() {
 fn the_next_instance_waits_for_the_replacement() {
     let mut sim = group("node-1", Role::Node, 2, 1);
     (sim.boot, sim.notice) = (SignedDuration::from_secs(60), SignedDuration::from_secs(20));
-    let state = roll(&mut sim, &RollOptions::default());
+    let state = roll(&mut sim, &cloudonly());
     assert_eq!(seconds(&sim), [0, 81], "20 s to notice, 60 s to start; looked at after 15, 16, 17, 19, 23, 31 s and then every 10 s");
     let [first, second] = &state.groups[0].instances[..] else { panic!() };
     assert_eq!(first.replaced.as_ref().map(|replaced| (replaced.by.as_str(), replaced.at.as_second())), Some(("node-1-new1", 81)));
@@ -231,7 +234,7 @@ fn the_next_instance_waits_for_the_replacement() {
 fn a_replacement_that_never_comes_fails_the_roll_and_nothing_further_is_touched() {
     let mut sim = standard(3, 3, 2, 0);
     sim.groups.get_mut("master-1").unwrap().launch_suspended = true;
-    let state = roll(&mut sim, &RollOptions::default());
+    let state = roll(&mut sim, &cloudonly());
     let Outcome::Failed { reason } = &state.outcome else { panic!("{:?}", state.outcome) };
     assert_eq!(
         reason,
@@ -248,8 +251,7 @@ fn an_incomplete_control_plane_is_not_touched_even_where_another_group_lacks_the
     sim.add_group(spec("master-b", Role::ControlPlane), 0, 2);
     let lame = sim.groups.get_mut("master-b").unwrap();
     (lame.launch_suspended, lame.instances[0].terminated_at) = (true, Some(Timestamp::UNIX_EPOCH));
-    let options =
-        RollOptions { selection: Selection { instance_groups: vec!["master-a".to_owned()], roles: vec![] }, ..RollOptions::default() };
+    let options = RollOptions { selection: Selection { instance_groups: vec!["master-a".to_owned()], roles: vec![] }, ..cloudonly() };
     let state = roll(&mut sim, &options);
     assert!(
         matches!(&state.outcome, Outcome::Failed { reason } if reason.contains("\"master-b\" had 1 of 2") && reason.contains("before its first instance"))
@@ -261,7 +263,7 @@ fn an_incomplete_control_plane_is_not_touched_even_where_another_group_lacks_the
 fn a_broken_bastion_is_replaced_at_once() {
     let mut sim = group("bastion", Role::Bastion, 1, 0);
     sim.groups.get_mut("bastion").unwrap().instances[0].ready_at = Timestamp::MAX;
-    assert_eq!(roll(&mut sim, &RollOptions::default()).outcome, done());
+    assert_eq!(roll(&mut sim, &cloudonly()).outcome, done());
     assert_eq!(seconds(&sim), [0]);
 }
 
@@ -275,12 +277,15 @@ struct Host {
 impl Host {
     fn new(sim: &Simulation) -> Self {
         let inventory = classify(&sim.answer(), &sim.cluster).unwrap();
-        let state = RollState::start(&inventory, no_waiting(), sim.now).unwrap();
+        let state = RollState::start(&inventory, no_waiting(), sim.now, None).unwrap();
         Self { inventory, state, now: sim.now }
     }
 
     fn ask(&mut self, results: &[CommandResult]) -> Decision {
-        let decision = next(&self.state, &Observation { now: self.now, inventory: &self.inventory, results });
+        let decision = next(
+            &self.state,
+            &Observation { now: self.now, inventory: &self.inventory, kubernetes: Err("cloudonly"), results, control: &Control::default() },
+        );
         self.state = decision.state.clone();
         if let Some(until) = &decision.wait {
             self.now = until.at;
@@ -391,14 +396,20 @@ fn an_unconfirmed_intent_is_withdrawn_when_the_group_has_lost_another_instance_m
     let mut sim = group("master-1", Role::ControlPlane, 3, 0);
     sim.observe();
     let inventory = classify(&sim.answer(), &sim.cluster).unwrap();
-    let state = RollState::start(&inventory, RollOptions::default(), sim.now).unwrap();
-    let intent = next(&state, &Observation { now: sim.now, inventory: &inventory, results: &[] });
+    let state = RollState::start(&inventory, cloudonly(), sim.now, None).unwrap();
+    let intent = next(
+        &state,
+        &Observation { now: sim.now, inventory: &inventory, kubernetes: Err("cloudonly"), results: &[], control: &Control::default() },
+    );
     assert_eq!(intent.commands.len(), 1);
 
     // The process dies before the call; another member dies by itself.
     sim.groups.get_mut("master-1").unwrap().instances[2].terminated_at = Some(sim.now);
     let inventory = classify(&sim.observe(), &sim.cluster).unwrap();
-    let decision = next(&intent.state, &Observation { now: sim.now, inventory: &inventory, results: &[] });
+    let decision = next(
+        &intent.state,
+        &Observation { now: sim.now, inventory: &inventory, kubernetes: Err("cloudonly"), results: &[], control: &Control::default() },
+    );
     assert_eq!(decision.commands, []);
     assert!(matches!(decision.wait.unwrap().reason, WaitReason::InService { in_service: 2, target: 3, .. }));
 }
@@ -407,7 +418,7 @@ fn an_unconfirmed_intent_is_withdrawn_when_the_group_has_lost_another_instance_m
 fn vanished_instances_count_as_done_and_late_old_ones_are_reported() {
     let mut sim = group("node-1", Role::Node, 3, 0);
     let inventory = classify(&sim.answer(), &sim.cluster).unwrap();
-    let mut state = RollState::start(&inventory, no_waiting(), sim.now).unwrap();
+    let mut state = RollState::start(&inventory, no_waiting(), sim.now, None).unwrap();
     let group = sim.groups.get_mut("node-1").unwrap();
     for instance in &mut group.instances {
         instance.terminated_at = Some(Timestamp::UNIX_EPOCH);
@@ -416,7 +427,11 @@ fn vanished_instances_count_as_done_and_late_old_ones_are_reported() {
     sim.advance(SignedDuration::from_mins(5));
     sim.groups.get_mut("node-1").unwrap().version = 2;
     let inventory = classify(&sim.answer(), &sim.cluster).unwrap();
-    state = next(&state, &Observation { now: sim.now, inventory: &inventory, results: &[] }).state;
+    state = next(
+        &state,
+        &Observation { now: sim.now, inventory: &inventory, kubernetes: Err("cloudonly"), results: &[], control: &Control::default() },
+    )
+    .state;
     let Outcome::Done { still_need_update } = &state.outcome else { panic!("{:?}", state.outcome) };
     assert_eq!(
         still_need_update.iter().map(|leftover| leftover.instance.as_str()).collect::<Vec<_>>(),
@@ -443,10 +458,10 @@ fn checkpoints_of_another_schema_are_refused() {
     let host = Host::new(&standard(3, 3, 2, 1));
     let json = host.state.to_json().unwrap();
     assert_eq!(RollState::from_json(&json).unwrap(), host.state);
-    let other = String::from_utf8(json).unwrap().replacen("\"version\":1", "\"version\":2", 1);
+    let other = String::from_utf8(json).unwrap().replacen("\"version\":2", "\"version\":1", 1);
     assert_eq!(
         RollState::from_json(other.as_bytes()).unwrap_err().to_string(),
-        "the checkpoint has schema version 2, this program reads 1; finish the roll with the version that started it"
+        "the checkpoint has schema version 1, this program reads 2; finish the roll with the version that started it"
     );
     assert!(RollState::from_json(b"{").is_err());
 }

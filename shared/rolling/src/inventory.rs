@@ -367,7 +367,7 @@ struct Nodes<'a>(BTreeMap<&'a str, &'a NodeFacts>);
 
 impl<'a> Nodes<'a> {
     fn new(nodes: &'a [NodeFacts]) -> Self {
-        Self(nodes.iter().filter_map(|node| Some((node.provider_id.rsplit('/').next()?, node))).collect())
+        Self(nodes.iter().map(|node| (node.instance(), node)).collect())
     }
 
     fn ask_for_update(&self, instance: &str) -> bool {

@@ -81,6 +81,9 @@ pub struct PodFacts {
     pub unready_containers: Vec<String>,
     /// Whether its condition `Ready` is `True`.
     pub ready: bool,
+    /// `metadata.creationTimestamp`.
+    #[serde(default)]
+    pub created: Option<Timestamp>,
     /// When the API was asked to delete it.
     pub deleting: Option<Timestamp>,
     /// Kind and name of its controlling owner, such as a ReplicaSet.
@@ -175,7 +178,36 @@ impl Requirement {
     }
 }
 
+impl NodeFacts {
+    /// The id of its instance.
+    pub fn instance(&self) -> &str {
+        self.provider_id.rsplit('/').next().unwrap_or_default()
+    }
+}
+
+impl BudgetFacts {
+    /// Why it can never allow an eviction of a healthy pod as long as it and the pods it covers stay as they are; `None`
+    /// if it can. `status.desiredHealthy` is the controller's own reading of `minAvailable` or `maxUnavailable`.
+    pub fn hopeless(&self) -> Option<String> {
+        if self.expected_pods <= 0 || self.desired_healthy < self.expected_pods {
+            return None;
+        }
+        let limit = match (&self.max_unavailable, &self.min_available) {
+            (Some(value), _) => format!("maxUnavailable {value}"),
+            (None, Some(value)) => format!("minAvailable {value}"),
+            (None, None) => format!("{} must be healthy", self.desired_healthy),
+        };
+        let pods = if self.expected_pods == 1 { "its only pod".to_owned() } else { format!("its {} pods", self.expected_pods) };
+        Some(format!("{limit} leaves no room with {pods}"))
+    }
+}
+
 impl PodFacts {
+    /// Whether a drain has to move it away: neither the image of a static pod, nor a DaemonSet's, nor finished.
+    pub fn is_evictable(&self) -> bool {
+        !self.mirror && !self.is_daemon() && !self.is_finished()
+    }
+
     /// Whether it belongs to a DaemonSet.
     pub fn is_daemon(&self) -> bool {
         self.controller.as_ref().is_some_and(|owner| owner.kind == "DaemonSet")

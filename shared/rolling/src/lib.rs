@@ -6,9 +6,12 @@
 //! crate differs on purpose, the item's documentation says so.
 
 mod command;
+mod control;
+mod event;
 mod invariants;
 mod inventory;
 mod kubernetes;
+mod options;
 mod planner;
 mod preview;
 mod settings;
@@ -16,6 +19,7 @@ mod settings;
 pub mod sim;
 mod spec;
 mod state;
+mod validation;
 
 #[cfg(test)]
 mod cases;
@@ -23,16 +27,20 @@ mod cases;
 mod properties;
 
 pub use command::{Action, Command, CommandError, CommandResult, Refusal};
+pub use control::{About, Answer, Choice, Control, Question};
+pub use event::{RollEvent, What};
 pub use inventory::{
     CloudGroup, Instance, Inventory, InventoryError, LaunchTemplateRef, LaunchTemplateVersions, RawGroup, RawInstance, RawInventory,
     RawMember, Status, classify,
 };
 pub use kubernetes::{ApiName, BudgetFacts, ClusterFacts, NodeFacts, Owner, PodFacts, PodRef, Requirement, Selector};
+pub use options::{PauseAfter, RollOptions, StuckDrain};
 pub use planner::{Decision, Observation, Until, WaitReason, next};
 pub use preview::{Preview, PreviewRow, Replacement, preview};
 pub use settings::{FieldError, FieldErrorKind, IntOrString, NotAPercentage, RollingUpdate, Settings};
 pub use spec::{ClusterSpec, GroupSpec, Manager, Role, Selection, SelectionError, SpecError};
 pub use state::{
-    Gate, GroupPhase, GroupRoll, InstancePhase, InstanceRoll, Leftover, Origin, Outcome, Replaced, RollOptions, RollState, SCHEMA_VERSION,
-    StateError, Summary,
+    Blocker, Call, Drain, Gate, GateAfter, GroupError, GroupPhase, GroupRoll, GroupStep, Held, InstancePhase, InstanceRoll, Leftover,
+    LeftoverReason, Origin, Outcome, Preparation, Replaced, RollState, SCHEMA_VERSION, StartError, StateError, Summary,
 };
+pub use validation::{Failure, FailureKind, validate};

@@ -6,10 +6,16 @@ use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
 use crate::command::{Action, Command, CommandResult, Refusal};
+use crate::control::Control;
+use crate::event::RollEvent;
 use crate::invariants;
 use crate::inventory::{CloudGroup, Instance, Inventory};
+use crate::kubernetes::ClusterFacts;
+use crate::options::RollOptions;
 use crate::spec::{Manager, Role};
-use crate::state::{Gate, GroupPhase, GroupRoll, InstancePhase, InstanceRoll, Leftover, Origin, Outcome, Replaced, RollOptions, RollState};
+use crate::state::{
+    Gate, GroupPhase, GroupRoll, InstancePhase, InstanceRoll, Leftover, LeftoverReason, Origin, Outcome, Replaced, RollState,
+};
 
 /// How often to look whether a group is complete again: after as long as it has been waited for already, within these
 /// bounds. kOps validates every 30 s; one look costs two or three calls for the whole cluster.
@@ -26,8 +32,13 @@ pub struct Observation<'a> {
     pub now: Timestamp,
     /// The cloud. It may be as old as the last commands: those of them that succeeded are known from `results`.
     pub inventory: &'a Inventory,
-    /// The results of the commands of the last decision; none if that decision was another process's.
+    /// The Kubernetes API, or why it does not answer; not looked at under `cloudonly`.
+    pub kubernetes: Result<&'a ClusterFacts, &'a str>,
+    /// The results of the commands of the last decision; none if that decision was another process's. With results the
+    /// rest may be as old as they are, so nothing is validated by it.
     pub results: &'a [CommandResult],
+    /// What people want.
+    pub control: &'a Control,
 }
 
 /// What to do.
@@ -39,6 +50,8 @@ pub struct Decision {
     pub commands: Vec<Command>,
     /// Without commands: when to look and ask again. `None` too when the roll has ended.
     pub wait: Option<Until>,
+    /// What happened, for the record: what the commands will do, and what was learnt.
+    pub events: Vec<RollEvent>,
 }
 
 /// When to look again, and what for.
@@ -108,7 +121,7 @@ impl std::fmt::Display for WaitReason {
 /// stops its group only, and the roll fails at its end. A group that does not become complete in time stops the roll.
 pub fn next(state: &RollState, observation: &Observation<'_>) -> Decision {
     if state.outcome != Outcome::Running {
-        return Decision { state: state.clone(), commands: Vec::new(), wait: None };
+        return Decision { state: state.clone(), commands: Vec::new(), wait: None, events: Vec::new() };
     }
     let mut next = state.clone();
     let mut commands = Vec::new();
@@ -125,11 +138,11 @@ pub fn next(state: &RollState, observation: &Observation<'_>) -> Decision {
         }
     }
     match invariants::check(&next, &commands) {
-        Ok(()) => Decision { state: next, commands, wait },
+        Ok(()) => Decision { state: next, commands, wait, events: Vec::new() },
         Err(violation) => {
             let mut state = state.clone();
             fail(&mut state, observation.now, format!("stopped by a safety check, which is a defect of Kopsline: {violation}"));
-            Decision { state, commands: Vec::new(), wait: None }
+            Decision { state, commands: Vec::new(), wait: None, events: Vec::new() }
         }
     }
 }
@@ -200,7 +213,7 @@ fn absorb(group: &mut GroupRoll, options: &RollOptions, observation: &Observatio
         }
     }
     if lost_one && options.wait_for_replacement && group.phase == GroupPhase::Rolling {
-        group.gate.get_or_insert(Gate { since: now });
+        group.gate.get_or_insert(Gate::cloudonly(now));
     }
     if let Some(cloud) = cloud {
         match_replacements(group, cloud, now);
@@ -311,7 +324,11 @@ fn finish(state: &mut RollState, observation: &Observation<'_>) {
         .values()
         .filter(|group| selected.contains(&group.spec.name))
         .flat_map(|group| {
-            group.need_update.iter().map(|instance| Leftover { group: group.spec.name.clone(), instance: instance.id.clone() })
+            group.need_update.iter().map(|instance| Leftover {
+                group: group.spec.name.clone(),
+                instance: instance.id.clone(),
+                why: LeftoverReason::Late,
+            })
         })
         .filter(|leftover| !condemned.contains(leftover.instance.as_str()))
         .collect();
@@ -398,7 +415,7 @@ impl Step<'_> {
             }
             // Bastions are not part of the cluster, so nothing is checked before the first one.
             if self.options.wait_for_replacement && group.role != Role::Bastion {
-                group.gate = Some(Gate { since: self.now });
+                group.gate = Some(Gate::cloudonly(self.now));
             }
         }
         let mut wait = self.repeat(group, service, commands);
@@ -453,7 +470,7 @@ impl Step<'_> {
                     let reason = WaitReason::Interval { group: group.name.clone(), instance: instance.id.clone() };
                     wait = Some(earliest(wait, Until { at: later(instance.terminated.unwrap_or(self.now), interval), reason }));
                 }
-                InstancePhase::Waiting | InstancePhase::Done | InstancePhase::Vanished | InstancePhase::Failed { .. } => {}
+                _ => {}
             }
         }
         wait
@@ -483,7 +500,7 @@ impl Step<'_> {
                 }
                 _ => {
                     instance.phase = InstancePhase::Waiting;
-                    group.gate.get_or_insert(Gate { since: self.now });
+                    group.gate.get_or_insert(Gate::cloudonly(self.now));
                 }
             }
         }
@@ -589,7 +606,7 @@ impl Step<'_> {
             commands.push(self.condemn(&group.name, instance, service));
         }
         if blocked && in_flight == 0 {
-            group.gate = Some(Gate { since: self.now });
+            group.gate = Some(Gate::cloudonly(self.now));
             return self.gate(group, service);
         }
         Ok(None)

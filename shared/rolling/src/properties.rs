@@ -7,8 +7,8 @@ use proptest::prelude::*;
 
 use crate::sim::{Faults, Simulation, Termination};
 use crate::{
-    Action, CommandError, CommandResult, GroupSpec, IntOrString, Manager, Observation, Outcome, Refusal, Role, RollOptions, RollState,
-    RollingUpdate, Settings, classify, next,
+    Action, CommandError, CommandResult, Control, GroupSpec, IntOrString, Manager, Observation, Outcome, Refusal, Role, RollOptions,
+    RollState, RollingUpdate, Settings, classify, next,
 };
 
 /// When a process dies, counted in commands.
@@ -29,11 +29,20 @@ pub(crate) fn drive(sim: &mut Simulation, options: &RollOptions, kill: Kill) -> 
         let inventory = classify(&sim.observe(), &sim.cluster).unwrap();
         let mut state = match &stored {
             Some(state) => RollState::from_json(&state.to_json().unwrap()).unwrap(),
-            None => RollState::start(&inventory, options.clone(), sim.now).unwrap(),
+            None => RollState::start(&inventory, options.clone(), sim.now, None).unwrap(),
         };
         let mut results = Vec::new();
         'process: loop {
-            let decision = next(&state, &Observation { now: sim.now, inventory: &inventory, results: &results });
+            let decision = next(
+                &state,
+                &Observation {
+                    now: sim.now,
+                    inventory: &inventory,
+                    kubernetes: Err("cloudonly"),
+                    results: &results,
+                    control: &Control::default(),
+                },
+            );
             stored = Some(decision.state.clone());
             state = decision.state;
             if state.outcome != Outcome::Running {
@@ -178,7 +187,7 @@ impl Case {
     }
 
     fn options(&self) -> RollOptions {
-        RollOptions { force: self.force, wait_for_replacement: self.wait_for_replacement, ..RollOptions::default() }
+        RollOptions { force: self.force, cloudonly: true, wait_for_replacement: self.wait_for_replacement, ..RollOptions::default() }
     }
 }
 

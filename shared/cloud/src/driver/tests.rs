@@ -128,7 +128,7 @@ impl Checkpoints for Memory {
 }
 
 async fn step(world: &World, checkpoints: &Memory, budget: Budget) -> Result<StepOutcome, StepError> {
-    let (cluster, options) = (world.cluster(), RollOptions::default());
+    let (cluster, options) = (world.cluster(), RollOptions { cloudonly: true, ..RollOptions::default() });
     run_step(&Roll { cloud: world, checkpoints, clock: world, cluster: &cluster, options: &options, budget }).await
 }
 
