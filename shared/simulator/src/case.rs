@@ -1,10 +1,11 @@
 //! Rolls by seed: clusters, workloads, settings, options and faults.
 
 use jiff::SignedDuration;
-use kopsline_rolling::{GroupSpec, IntOrString, Manager, Role, RollOptions, RollingUpdate};
+use kopsline_rolling::{GroupSpec, IntOrString, Manager, PauseAfter, Role, RollOptions, RollingUpdate, StuckDrain};
 
 use crate::faults::Faults;
-use crate::host::{Flaw, Kill, Planner, Real, Rolled, roll};
+use crate::host::{Drive, Planner, Real, Rolled, roll};
+use crate::person::Wishes;
 use crate::random::Random;
 use crate::world::{BudgetPlan, GroupPlan, Kind, Limit, Pace, Refused, Template, WorkloadPlan, World};
 
@@ -44,8 +45,8 @@ pub struct Case {
     pub pace: Pace,
     /// What goes wrong.
     pub faults: Faults,
-    /// How to roll.
-    pub options: RollOptions,
+    /// How the roll is driven.
+    pub drive: Drive,
 }
 
 impl Case {
@@ -63,7 +64,7 @@ impl Case {
             protected: 0,
             pace: pace(&mut random),
             faults: if mix.faults { faults(&mut random) } else { Faults::default() },
-            options: options(&mut random, kubernetes),
+            drive: drive(&mut random, kubernetes, mix.faults),
         };
         case.choose_groups(&mut random);
         if kubernetes {
@@ -156,14 +157,14 @@ impl Case {
         world
     }
 
-    /// Rolls it with the real planner.
+    /// Rolls it.
     pub fn roll(&self) -> Rolled {
-        self.roll_with(&mut Real, Kill::Never, Flaw::None)
+        self.roll_with(&mut Real)
     }
 
-    /// Rolls it.
-    pub fn roll_with(&self, planner: &mut dyn Planner, kill: Kill, flaw: Flaw) -> Rolled {
-        roll(self.world(), &self.options, planner, kill, flaw)
+    /// Rolls it with another planner.
+    pub fn roll_with(&self, planner: &mut dyn Planner) -> Rolled {
+        roll(self.world(), &self.drive, planner)
     }
 }
 
@@ -206,8 +207,50 @@ fn faults(random: &mut Random) -> Faults {
     }
 }
 
-fn options(random: &mut Random, _kubernetes: bool) -> RollOptions {
-    RollOptions { force: random.once_in(6), wait_for_replacement: !random.once_in(6), ..RollOptions::default() }
+fn drive(random: &mut Random, kubernetes: bool, faults: bool) -> Drive {
+    let seconds = |random: &mut Random, low, high| SignedDuration::from_secs(i64::from(random.between(low, high)));
+    let mut options = RollOptions {
+        cloudonly: !kubernetes,
+        force: random.once_in(6),
+        wait_for_replacement: !random.once_in(6),
+        ..RollOptions::default()
+    };
+    let mut wishes = Wishes::default();
+    if kubernetes {
+        options.validate_count = *random.pick(&[0, 1, 2, 2, 2]).unwrap_or(&2);
+        options.fail_on_validate_error = !random.once_in(15);
+        options.validation_baseline = !random.once_in(6);
+        options.post_drain_delay = seconds(random, 0, 10);
+        options.drain_timeout = *random
+            .pick(&[SignedDuration::from_mins(15), SignedDuration::from_mins(3), SignedDuration::from_mins(1)])
+            .unwrap_or(&options.drain_timeout);
+        options.fail_on_drain_error = !random.once_in(8);
+        options.on_stuck_drain = *random
+            .pick(&[None, None, None, Some(StuckDrain::Fail), Some(StuckDrain::Force), Some(StuckDrain::Skip), Some(StuckDrain::Ask)])
+            .unwrap_or(&None);
+        options.detect_hopeless_budgets = !random.once_in(5);
+        options.suspend_rebalance = !random.once_in(6);
+        options.interactive = random.once_in(20);
+        options.pause_after = *random
+            .pick(&[None, None, None, None, None, None, Some(PauseAfter::Percent(40)), Some(PauseAfter::FirstOfEachGroup)])
+            .unwrap_or(&None);
+        options.pause_for = random.once_in(2).then(|| seconds(random, 10, 600));
+        wishes.answer_takes = seconds(random, 0, 1200);
+    }
+    if faults && random.once_in(5) {
+        wishes.approves = true;
+        wishes.approval_takes = seconds(random, 1, 900);
+    }
+    if faults && random.once_in(8) {
+        wishes.paused = Some((seconds(random, 1, 900), seconds(random, 1, 900)));
+    }
+    if faults && random.once_in(12) {
+        wishes.closed = Some((seconds(random, 1, 900), seconds(random, 1, 900)));
+    }
+    if faults && random.once_in(10) {
+        wishes.aborts = Some(seconds(random, 1, 1200));
+    }
+    Drive { options, wishes, ..Drive::default() }
 }
 
 fn group_plan(random: &mut Random, role: Role, number: u32, members: u32) -> GroupPlan {

@@ -8,11 +8,13 @@ use std::sync::Arc;
 
 use jiff::SignedDuration;
 use kopsline_rolling::{
-    Command, CommandResult, Decision, Inventory, Observation, Outcome, RawInventory, RollOptions, RollState, classify, next,
+    Command, CommandResult, Control, Decision, Inventory, Observation, Preview, RawInventory, RollOptions, RollState, StartError, classify,
+    next, preview,
 };
 
 use crate::happening::What;
 use crate::monitor::{Monitor, Rule, View, Violation};
+use crate::person::{Person, Wishes};
 use crate::random::Random;
 use crate::world::{Moment, World};
 
@@ -45,9 +47,10 @@ impl Planner for Real {
 }
 
 /// When a process dies, counted in effects: checkpoints stored and commands executed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Kill {
     /// Never, but for what the world's faults do.
+    #[default]
     Never,
     /// Before this effect.
     Before(u64),
@@ -86,9 +89,22 @@ pub struct Rolled {
     pub processes: u64,
 }
 
+/// How a roll is driven.
+#[derive(Debug, Clone, Default)]
+pub struct Drive {
+    /// How to roll.
+    pub options: RollOptions,
+    /// What people want.
+    pub wishes: Wishes,
+    /// When the host dies.
+    pub kill: Kill,
+    /// How the host is broken.
+    pub flaw: Flaw,
+}
+
 /// Drives a roll to its end.
-pub fn roll(world: World, options: &RollOptions, planner: &mut dyn Planner, kill: Kill, flaw: Flaw) -> Rolled {
-    let mut host = Host::new(world, options, planner, kill, flaw);
+pub fn roll(world: World, drive: &Drive, planner: &mut dyn Planner) -> Rolled {
+    let mut host = Host::new(world, drive, planner);
     host.run();
     host.finish()
 }
@@ -114,6 +130,7 @@ struct Process {
     born: Moment,
     saved: Option<Saved>,
     seen: Option<(View, Arc<Inventory>)>,
+    control: Control,
     results: Vec<CommandResult>,
 }
 
@@ -133,9 +150,9 @@ struct Host<'a> {
     world: World,
     monitor: Monitor,
     planner: &'a mut dyn Planner,
-    options: &'a RollOptions,
-    kill: Kill,
-    flaw: Flaw,
+    drive: &'a Drive,
+    person: Person,
+    approved: Option<Preview>,
     random: Random,
     stored: Option<Saved>,
     classified: Option<(Arc<RawInventory>, Arc<Inventory>)>,
@@ -147,17 +164,23 @@ struct Host<'a> {
 }
 
 impl<'a> Host<'a> {
-    fn new(mut world: World, options: &'a RollOptions, planner: &'a mut dyn Planner, kill: Kill, flaw: Flaw) -> Self {
+    fn new(mut world: World, drive: &'a Drive, planner: &'a mut dyn Planner) -> Self {
         world.begin();
-        let monitor = Monitor::new(&world, options);
+        let approved = drive.wishes.approves.then(|| {
+            let inventory = classify(&world.answer(), &world.spec).ok()?;
+            preview(&inventory, &drive.options.selection, drive.options.force).ok()
+        });
+        world.advance(drive.wishes.approval_takes);
+        let monitor = Monitor::new(&world, &drive.options);
+        let person = Person::new(&world, &drive.wishes);
         let random = Random::of(world.seed(), u64::MAX);
         Self {
             world,
             monitor,
             planner,
-            options,
-            kill,
-            flaw,
+            drive,
+            person,
+            approved: approved.flatten(),
             random,
             stored: None,
             classified: None,
@@ -229,14 +252,16 @@ impl<'a> Host<'a> {
     fn process(&mut self) -> Process {
         self.processes += 1;
         self.world.renew_certificate();
-        Process { stage: Stage::Load, born: self.world.now(), saved: None, seen: None, results: Vec::new() }
+        Process { stage: Stage::Load, born: self.world.now(), saved: None, seen: None, control: Control::default(), results: Vec::new() }
     }
 
     /// How long a roll may take, with everything that may go wrong.
     fn longest(&self) -> SignedDuration {
         let instances = i32::try_from(self.world.instances.len()).unwrap_or(i32::MAX);
-        let intervals = self.options.node_interval.max(self.options.control_plane_interval).max(self.options.bastion_interval);
-        let each = self.options.validation_timeout.saturating_add(intervals).saturating_add(SignedDuration::from_mins(20));
+        let intervals =
+            self.drive.options.node_interval.max(self.drive.options.control_plane_interval).max(self.drive.options.bastion_interval);
+        let each = self.drive.options.validation_timeout.saturating_add(intervals).saturating_add(SignedDuration::from_mins(20));
+        let each = each.saturating_add(self.drive.options.drain_timeout).saturating_add(self.drive.options.drain_decision_timeout);
         each.saturating_mul(instances.saturating_add(4)).saturating_add(SignedDuration::from_hours(4))
     }
 
@@ -269,20 +294,20 @@ impl<'a> Host<'a> {
             self.monitor.broken(Rule::Contract, self.world.now(), "the state that is read back is another one".to_owned());
         }
         match &process.saved {
-            Some(saved) if saved.state.outcome != Outcome::Running => Next::Over,
+            Some(saved) if saved.state.outcome.is_final() => Next::Over,
             _ => Next::On(Stage::Observe),
         }
     }
 
     fn observe(&mut self, process: &mut Process) -> Next {
-        let raw = match self.world.observe() {
-            Ok(raw) => raw,
+        let observed = match self.world.observe() {
+            Ok(observed) => observed,
             Err(error) => {
                 self.world.note(What::Unobserved(error.to_string()));
                 return Next::Failed;
             }
         };
-        let view = View { at: self.world.now(), raw };
+        let view = View { at: self.world.now(), raw: observed.raw, silent: observed.silent };
         self.monitor.observed(&view);
         let known = self.classified.as_ref().filter(|(raw, _)| Arc::ptr_eq(raw, &view.raw)).map(|(_, inventory)| Arc::clone(inventory));
         let inventory = match known {
@@ -304,15 +329,17 @@ impl<'a> Host<'a> {
     fn decide(&mut self, process: &mut Process) -> Next {
         self.decisions += 1;
         let now = self.world.now();
-        let Some((_, inventory)) = &process.seen else { return Next::On(Stage::Observe) };
+        let Some((view, inventory)) = &process.seen else { return Next::On(Stage::Observe) };
+        process.control = self.person.control(now, process.saved.as_ref().map(|saved| &saved.state), &mut self.monitor);
         let started;
         let state = match &process.saved {
             Some(saved) => &saved.state,
-            None => match RollState::start(inventory, self.options.clone(), now.timestamp()) {
+            None => match RollState::start(inventory, self.drive.options.clone(), now.timestamp(), self.approved.as_ref()) {
                 Ok(state) => {
                     started = state;
                     &started
                 }
+                Err(StartError::NoKubernetes) => return Next::Failed,
                 Err(error) => {
                     self.monitor.broken(Rule::Contract, now, error.to_string());
                     self.stuck = true;
@@ -320,7 +347,12 @@ impl<'a> Host<'a> {
                 }
             },
         };
-        let decision = self.planner.next(state, &Observation { now: now.timestamp(), inventory, results: &process.results });
+        let kubernetes = match (&view.raw.kubernetes, view.silent) {
+            (Some(facts), None) => Ok(facts),
+            (_, silent) => Err(silent.unwrap_or("there is none")),
+        };
+        let observation = Observation { now: now.timestamp(), inventory, kubernetes, results: &process.results, control: &process.control };
+        let decision = self.planner.next(state, &observation);
         process.results.clear();
         Next::On(Stage::Store(Box::new(decision)))
     }
@@ -330,13 +362,15 @@ impl<'a> Host<'a> {
         self.effects += 1;
         let struck = self.world.faulty() && self.random.once_in(self.world.faults.kill);
         let first = struck && self.random.once_in(2);
-        (self.kill == Kill::Before(self.effects) || first, self.kill == Kill::After(self.effects) || (struck && !first))
+        (self.drive.kill == Kill::Before(self.effects) || first, self.drive.kill == Kill::After(self.effects) || (struck && !first))
     }
 
     fn store(&mut self, process: &mut Process, decision: Decision) -> Next {
-        let Decision { state, commands, wait } = decision;
+        let before = process.saved.as_ref().map(|saved| saved.state.clone());
+        let Decision { state, commands, wait, events } = decision;
         let unchanged = process.saved.as_ref().is_some_and(|saved| saved.state == state);
-        if !unchanged && self.flaw == Flaw::ActsFirst && !commands.is_empty() {
+        let mut die_after = false;
+        if !unchanged && self.drive.flaw == Flaw::ActsFirst && !commands.is_empty() {
             let version = process.saved.as_ref().map_or(0, |saved| saved.version);
             process.saved = Some(Saved { state, version });
         } else if !unchanged {
@@ -347,9 +381,13 @@ impl<'a> Host<'a> {
             if !self.save(process, state) {
                 return Next::Failed;
             }
-            if after {
-                return Next::Killed;
-            }
+            die_after = after;
+        }
+        if let Some(saved) = &process.saved {
+            self.monitor.decided(self.world.now(), before.as_ref(), &saved.state, &events, &process.control);
+        }
+        if die_after {
+            return Next::Killed;
         }
         self.follow(process, commands, wait.map(|until| (Moment::at(until.at), until.reason.to_string())))
     }
@@ -358,17 +396,17 @@ impl<'a> Host<'a> {
     fn save(&mut self, process: &mut Process, state: RollState) -> bool {
         let expected = process.saved.as_ref().map(|saved| saved.version).filter(|version| *version > 0);
         let found = self.stored.as_ref().map(|saved| saved.version);
-        if expected != found && self.flaw != Flaw::Overwrites {
+        if expected != found && self.drive.flaw != Flaw::Overwrites {
             self.world.note(What::Conflict);
             return false;
         }
         if found.is_none()
             && let Some((view, _)) = &process.seen
         {
-            self.monitor.began(view);
+            self.monitor.began(view, self.approved.as_ref());
         }
         let saved = Saved { state, version: found.unwrap_or(0) + 1 };
-        if saved.state.outcome != Outcome::Running {
+        if saved.state.outcome.is_final() {
             self.monitor.ended(&self.world, &saved.state);
             self.world.note(What::Ended(format!("{:?}", saved.state.outcome)));
         }
@@ -380,7 +418,7 @@ impl<'a> Host<'a> {
 
     fn follow(&mut self, process: &mut Process, commands: Vec<Command>, wait: Option<(Moment, String)>) -> Next {
         let now = self.world.now();
-        let over = process.saved.as_ref().is_some_and(|saved| saved.state.outcome != Outcome::Running);
+        let over = process.saved.as_ref().is_some_and(|saved| saved.state.outcome.is_final());
         if over {
             if !commands.is_empty() || wait.is_some() {
                 self.monitor.broken(Rule::Contract, now, "there is something to do after the end".to_owned());
@@ -415,7 +453,7 @@ impl<'a> Host<'a> {
 
     fn execute(&mut self, process: &mut Process, mut commands: VecDeque<Command>) -> Next {
         let Some(command) = commands.pop_front() else {
-            if self.flaw == Flaw::ActsFirst
+            if self.drive.flaw == Flaw::ActsFirst
                 && let Some(saved) = process.saved.clone()
                 && !self.save(process, saved.state)
             {

@@ -11,6 +11,7 @@ mod faults;
 mod happening;
 mod host;
 mod monitor;
+mod person;
 mod random;
 mod reading;
 mod world;
@@ -19,11 +20,12 @@ pub use arena::{Arena, BudgetId, GroupId, InstanceId, Key, NodeId, PodId, Worklo
 pub use case::{Case, Mix};
 pub use faults::Faults;
 pub use happening::{Happening, What};
-pub use host::{Flaw, Kill, Planner, Real, Rolled, roll};
+pub use host::{Drive, Flaw, Kill, Planner, Real, Rolled, roll};
 pub use monitor::{Monitor, Rule, View, Violation};
+pub use person::Wishes;
 pub use random::Random;
 pub use reading::{Ailment, Reading, Seen};
 pub use world::{
-    Allowance, Balancer, Budget, BudgetPlan, Effect, Executed, Group, GroupPlan, Instance, Kind, Life, Limit, Moment, Node, Pace, Phase,
-    Pod, Refused, Template, Unobserved, Workload, WorkloadPlan, World,
+    Allowance, Balancer, Budget, BudgetPlan, Effect, Executed, Group, GroupPlan, Instance, Kind, Life, Limit, Moment, Node, Observed, Pace,
+    Phase, Pod, Refused, Template, Unobserved, Workload, WorkloadPlan, World,
 };

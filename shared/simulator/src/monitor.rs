@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use jiff::SignedDuration;
 use kopsline_rolling::{
-    Action, ClusterSpec, Command, Inventory, Manager, Outcome, RawInventory, Role, RollOptions, RollState, Settings, classify,
+    About, Action, Choice, CloudGroup, ClusterSpec, Command, Control, GroupRoll, Instance, InstancePhase, InstanceRoll, Inventory, Manager,
+    Outcome, Preview, Question, RawInventory, Role, RollEvent, RollOptions, RollState, Settings, Status, StuckDrain, classify,
 };
 
 use crate::arena::{GroupId, InstanceId, NodeId};
@@ -53,8 +54,10 @@ pub enum Rule {
     Progress,
     /// Planner and host keep to what they have agreed on.
     Contract,
-    /// Every effect has its intent in the state.
+    /// Every effect has its intent in the state, and its record.
     Intent,
+    /// Nothing is started while people want it to stop.
+    Paused,
     /// After a kill the end is the same.
     Repeatable,
 }
@@ -83,6 +86,8 @@ pub struct View {
     pub at: Moment,
     /// What was answered.
     pub raw: Arc<RawInventory>,
+    /// Why the Kubernetes API did not answer, if it did not.
+    pub silent: Option<&'static str>,
 }
 
 /// What a group looked like when the roll began.
@@ -102,7 +107,6 @@ struct Start {
 /// What the roll took in hand of an instance.
 #[derive(Debug, Clone, Copy)]
 struct Taken {
-    at: Moment,
     terminated: Option<Moment>,
 }
 
@@ -125,7 +129,7 @@ pub struct Monitor {
     options: RollOptions,
     cluster: bool,
     before: Before,
-    ailing: BTreeSet<Ailment>,
+    ailing: Vec<Ailment>,
     starts: BTreeMap<String, Start>,
     selected: BTreeSet<String>,
     warm: BTreeSet<String>,
@@ -134,10 +138,16 @@ pub struct Monitor {
     last_turn: Option<(Role, String)>,
     /// Observations since the last removal, the newest last.
     views: Vec<View>,
-    removals: BTreeMap<String, usize>,
+    removals: BTreeSet<String>,
     detached: BTreeMap<String, usize>,
     surge_failed: BTreeSet<String>,
+    /// Instances that a person wanted to be drained by force.
+    force_answered: BTreeSet<String>,
+    /// Effects that the history tells of.
+    told: BTreeSet<Action>,
 }
+
+const TOLD: bool = false;
 
 impl Monitor {
     /// A monitor of a world in which nothing has been done yet.
@@ -166,7 +176,7 @@ impl Monitor {
             options: options.clone(),
             cluster: world.kubernetes,
             before,
-            ailing: BTreeSet::new(),
+            ailing: Vec::new(),
             starts: BTreeMap::new(),
             selected: BTreeSet::new(),
             warm: BTreeSet::new(),
@@ -174,10 +184,50 @@ impl Monitor {
             taken: BTreeMap::new(),
             last_turn: None,
             views: Vec::new(),
-            removals: BTreeMap::new(),
+            removals: BTreeSet::new(),
             detached: BTreeMap::new(),
             surge_failed: BTreeSet::new(),
+            force_answered: BTreeSet::new(),
+            told: BTreeSet::new(),
         }
+    }
+
+    /// A person gave an answer.
+    pub fn answered(&mut self, question: &Question, choice: Choice) {
+        if let (About::StuckDrain { instance, .. }, Choice::Force) = (&question.about, choice) {
+            self.force_answered.insert(instance.clone());
+        }
+    }
+
+    /// A decision is about to be followed: its state is stored, and its events are recorded with it.
+    pub fn decided(&mut self, now: Moment, before: Option<&RollState>, after: &RollState, events: &[RollEvent], control: &Control) {
+        self.told.extend(events.iter().filter_map(|event| match &event.what {
+            kopsline_rolling::What::Effect { effect } => Some(effect.clone()),
+            _ => None,
+        }));
+        let closed = control.closed_until.is_some_and(|until| until > now.timestamp());
+        if !(control.paused || closed || control.aborted.is_some()) {
+            return;
+        }
+        let begun = |state: &RollState| -> BTreeSet<String> {
+            let instances = state.groups.iter().flat_map(|group| &group.instances);
+            instances.filter(|instance| instance.phase != InstancePhase::Waiting).map(|instance| instance.id.clone()).collect()
+        };
+        let before = before.map(begun).unwrap_or_default();
+        let started = |instance: &&InstanceRoll| instance.phase.is_in_flight() && !before.contains(&instance.id);
+        if let Some(new) = after.groups.iter().flat_map(|group| &group.instances).find(started) {
+            self.broken(Rule::Paused, now, format!("{} is started in spite of {control:?}", new.id));
+        }
+    }
+
+    /// Whether pods may be deleted, and instances terminated undrained.
+    fn may_force(&self, instance: &str) -> bool {
+        let by_option = match self.options.on_stuck_drain {
+            Some(StuckDrain::Force) => true,
+            None | Some(StuckDrain::Ask) => !self.options.fail_on_drain_error,
+            Some(StuckDrain::Fail | StuckDrain::Skip) => false,
+        };
+        by_option || self.force_answered.contains(instance)
     }
 
     /// Records that a rule was broken.
@@ -186,23 +236,31 @@ impl Monitor {
     }
 
     /// The first state was stored: it fixes what will be replaced.
-    pub fn began(&mut self, view: &View) {
+    pub fn began(&mut self, view: &View, approved: Option<&Preview>) {
         let Ok(inventory) = classify(&view.raw, &self.spec) else { return };
+        let approved: Option<BTreeSet<&str>> =
+            approved.map(|preview| preview.rows.iter().flat_map(|row| &row.replace).map(|instance| instance.id.as_str()).collect());
         let selected = self.options.selection.resolve(&self.spec).unwrap_or_default();
         for group in inventory.groups.values().filter(|group| selected.contains(&group.spec.name)) {
-            self.began_group(&inventory, group);
+            self.began_group(&inventory, group, approved.as_ref());
         }
-        self.ailing = Reading::of(&view.raw, &self.spec).ailments.into_iter().collect();
+        if self.options.validation_baseline {
+            self.ailing = Reading::of(&view.raw, &self.spec).ailments;
+        }
     }
 
-    fn began_group(&mut self, inventory: &Inventory, group: &kopsline_rolling::CloudGroup) {
+    fn began_group(&mut self, inventory: &Inventory, group: &CloudGroup, approved: Option<&BTreeSet<&str>>) {
         let forced = if self.options.force { group.ready.as_slice() } else { &[] };
-        let chosen: Vec<_> = group.need_update.iter().chain(forced).collect();
+        let is_approved = |instance: &&Instance| approved.is_none_or(|approved| approved.contains(instance.id.as_str()));
+        let chosen: Vec<_> = group.need_update.iter().chain(forced).filter(is_approved).collect();
         let joined = chosen.iter().filter(|instance| !instance.warm).count();
         let all = group.ready.len() + group.need_update.len();
         let settings = Settings::resolve(&inventory.cluster.rolling_update, &group.spec.rolling_update, group.spec.manager, all);
-        let one_by_one = group.spec.role == Role::ControlPlane;
-        let surge = if one_by_one { 0 } else { settings.max_surge.min(joined) };
+        let one_by_one = group.spec.role == Role::ControlPlane || self.options.interactive;
+        let surge = match group.spec.role {
+            Role::ControlPlane => 0,
+            _ => settings.max_surge.min(joined).min(if self.options.interactive { 1 } else { usize::MAX }),
+        };
         let start = Start {
             role: group.spec.role,
             manager: group.spec.manager,
@@ -210,7 +268,7 @@ impl Monitor {
             allowed: if one_by_one { 1 } else { (surge + settings.max_unavailable).max(1) },
             surge: if group.spec.manager == Manager::Karpenter { 0 } else { surge },
             first_alone: group.ready.is_empty(),
-            detached: chosen.iter().filter(|instance| instance.status == kopsline_rolling::Status::Detached).count(),
+            detached: chosen.iter().filter(|instance| instance.status == Status::Detached).count(),
         };
         self.starts.insert(group.spec.name.clone(), start);
         self.warm.extend(chosen.iter().filter(|instance| instance.warm).map(|instance| instance.id.clone()));
@@ -233,8 +291,11 @@ impl Monitor {
         if !self.cluster && !matches!(command.action, Action::Terminate { .. }) {
             self.broken(Rule::CloudOnly, now, format!("{:?} without a Kubernetes API", command.action));
         }
-        if stored.is_some_and(|state| state.outcome != Outcome::Running) {
+        if stored.is_some_and(|state| state.outcome.is_final()) {
             self.broken(Rule::Contract, now, format!("{:?} after the end", command.action));
+        }
+        if !stored.is_some_and(|state| is_intended(state, command, world)) {
+            self.broken(Rule::Intent, now, format!("{:?} without a stored intent", command.action));
         }
         let instance = match &command.action {
             Action::Terminate { instance } | Action::Detach { instance, .. } | Action::Deregister { instance, .. } => {
@@ -253,9 +314,6 @@ impl Monitor {
         if group != command.group {
             self.broken(Rule::Contract, now, format!("{:?} is said to be of {}, not of {group}", command.action, command.group));
         }
-        if !stored.is_some_and(|state| intended(state, &command.group, &instance.id)) {
-            self.broken(Rule::Intent, now, format!("{:?} without a stored intent", command.action));
-        }
         if self.warm.contains(&instance.id) || !instance.alive() {
             return;
         }
@@ -266,6 +324,9 @@ impl Monitor {
             self.broken(Rule::Disabled, now, format!("{:?} of {group}, whose drainAndTerminate is false", command.action));
         }
         if !self.taken.contains_key(&id) {
+            if stored.is_some_and(|state| state.outcome != Outcome::Running) {
+                self.broken(Rule::Contract, now, format!("{:?} while the roll unwinds", command.action));
+            }
             self.starting(world, id, &group, view);
         }
     }
@@ -286,12 +347,28 @@ impl Monitor {
         if !self.cluster || role == Role::Bastion {
             return;
         }
+        if self.options.fail_on_validate_error {
+            self.check_health(now, name, group, view);
+        }
+    }
+
+    fn check_health(&mut self, now: Moment, name: &str, group: &str, view: &View) {
         let spec = Arc::clone(&self.spec);
-        let reading = Reading::of(&view.raw, &spec);
-        let ailments = reading.concerns(group, &self.ailing);
-        if let Some(first) = ailments.first() {
-            let message = format!("{name} of {group} is taken while {} ({} ailments)", first.what, ailments.len());
-            self.broken(Rule::Health, now, message);
+        let ailing = |view: &View| match &view.raw.kubernetes {
+            None => Some("the API does not answer".to_owned()),
+            Some(_) => Reading::of(&view.raw, &spec).concerns(group, &self.ailing).first().map(|ailment| ailment.what.clone()),
+        };
+        if let Some(what) = ailing(view) {
+            return self.broken(Rule::Health, now, format!("{name} of {group} is taken while {what}"));
+        }
+        let wanted = self.options.validate_count as usize;
+        if self.removals.contains(group) && wanted > 0 {
+            let mut times: Vec<Moment> = self.views.iter().rev().take_while(|view| ailing(view).is_none()).map(|view| view.at).collect();
+            times.dedup();
+            if times.len() < wanted {
+                let message = format!("{name} of {group} is taken after {} of {wanted} good looks at the cluster", times.len());
+                self.broken(Rule::Validated, now, message);
+            }
         }
     }
 
@@ -299,6 +376,9 @@ impl Monitor {
     pub fn executed(&mut self, world: &World, command: &Command, executed: &Executed, view: &View) {
         if matches!(command.action, Action::Detach { .. }) && executed.effect.is_none() {
             self.surge_failed.insert(command.group.clone());
+        }
+        if TOLD && executed.effect.is_some() && !self.told.contains(&command.action) {
+            self.broken(Rule::Intent, world.now(), format!("the history does not tell of {:?}", command.action));
         }
         match &executed.effect {
             Some(Effect::Cordoned(node)) => self.take(world, world.nodes[*node].instance, view),
@@ -312,7 +392,8 @@ impl Monitor {
                 }
             }
             Some(Effect::Terminated { instance, left }) => {
-                if !left.is_empty() && self.cluster && self.seen_as_node(world, *instance, view) {
+                let forced = self.may_force(&world.instances[*instance].id);
+                if !left.is_empty() && self.cluster && !forced && self.seen_as_node(world, *instance, view) {
                     let pods: Vec<_> = left.iter().take(3).map(|pod| world.pod_name(*pod)).collect();
                     let message = format!("{} was terminated with {} pods: {}", world.instances[*instance].id, left.len(), pods.join(", "));
                     self.broken(Rule::Drained, world.now(), message);
@@ -327,8 +408,10 @@ impl Monitor {
                     self.broken(Rule::Tagged, world.now(), message);
                 }
                 *self.detached.entry(command.group.clone()).or_default() += 1;
+                self.removals.insert(command.group.clone());
+                self.views.clear();
             }
-            Some(Effect::Deleted(pod)) => {
+            Some(Effect::Deleted(pod)) if !self.may_force(on_instance(world, *pod)) => {
                 let message = format!("{} was deleted past its budget", world.pod_name(*pod));
                 self.broken(Rule::Budget, world.now(), message);
             }
@@ -344,16 +427,17 @@ impl Monitor {
 
     /// An instance stops serving by the roll's hand.
     fn take(&mut self, world: &World, id: InstanceId, view: &View) {
-        let now = world.now();
         let instance = &world.instances[id];
         if self.taken.contains_key(&id) || self.warm.contains(&instance.id) {
             return;
         }
-        self.taken.insert(id, Taken { at: now, terminated: None });
+        self.taken.insert(id, Taken { terminated: None });
         let name = self.group_of(world, id);
         let Some(start) = self.starts.get(&name).cloned() else { return };
         self.check_pace(world, id, &name, &start);
-        if self.options.wait_for_replacement || self.cluster {
+        let validated = self.cluster && self.options.fail_on_validate_error && self.options.validate_count > 0;
+        let quorum = self.cluster && start.role == Role::ControlPlane;
+        if self.options.wait_for_replacement || validated || quorum {
             let spec = Arc::clone(&self.spec);
             let reading = Reading::of(&view.raw, &spec);
             self.check_availability(world, id, &name, &start, &reading);
@@ -460,7 +544,7 @@ impl Monitor {
                 self.broken(Rule::Once, now, message);
             }
         }
-        *self.removals.entry(name.clone()).or_default() += 1;
+        self.removals.insert(name);
         self.views.clear();
         let role = world.groups[world.instances[id].group].spec.role;
         let (up, all) = world.members();
@@ -493,13 +577,16 @@ impl Monitor {
         let now = world.now();
         let mut left = Vec::new();
         for (id, node) in world.live_nodes().filter(|(_, node)| world.instances[node.instance].alive()) {
+            // kOps taints the nodes of a group that it does not drain, and leaves them so.
+            let group = &world.groups[world.instances[node.instance].group].spec.name;
+            let disabled = self.starts.get(group).is_some_and(|start| !start.settings.drain_and_terminate);
             for (what, is, was) in [
                 ("cordoned", node.cordoned, &self.before.cordoned),
                 ("tainted", node.tainted, &self.before.tainted),
                 ("excluded from load balancers", node.excluded, &self.before.excluded),
             ] {
                 let before = was.contains(&id);
-                if is != before {
+                if is != before && !(disabled && what == "tainted") {
                     left.push(format!("{} is {}{what}", node.name, if is { "" } else { "no longer " }));
                 }
             }
@@ -549,11 +636,35 @@ impl Monitor {
     }
 }
 
-fn intended(state: &RollState, group: &str, instance: &str) -> bool {
-    state
-        .groups
-        .iter()
-        .filter(|found| found.name == group)
-        .flat_map(|found| &found.instances)
-        .any(|found| found.id == instance && !matches!(found.phase, kopsline_rolling::InstancePhase::Waiting))
+fn on_instance(world: &World, pod: crate::arena::PodId) -> &str {
+    world.pods[pod].node.map_or("", |node| &world.instances[world.nodes[node].instance].id)
+}
+
+/// Whether a state says that a command may be under way.
+fn is_intended(state: &RollState, command: &Command, world: &World) -> bool {
+    let Some(group) = state.groups.iter().find(|group| group.name == command.group) else { return false };
+    let of_instance = |id: &str, holds: fn(&InstanceRoll) -> bool| group.instances.iter().any(|found| found.id == id && holds(found));
+    let of_node = |name: &str, holds: fn(&InstanceRoll) -> bool| {
+        world.node(name).is_none_or(|node| of_instance(&world.instances[world.nodes[node].instance].id, holds))
+    };
+    let gives_back = |_: &GroupRoll| true;
+    match &command.action {
+        Action::SuspendRebalance { .. } => group.holds_rebalance,
+        Action::Taint { node } => of_node(node, |instance| instance.held.tainted),
+        Action::Cordon { node } => of_node(node, |instance| instance.held.cordoned),
+        Action::ExcludeFromLoadBalancers { node } => of_node(node, |instance| instance.held.excluded),
+        Action::Deregister { instance, .. } => of_instance(instance, |instance| instance.held.deregistered),
+        Action::Evict { .. } | Action::DeletePod { .. } => {
+            group.instances.iter().any(|instance| matches!(instance.phase, InstancePhase::Draining(_)))
+        }
+        Action::MarkDetached { instance, .. } | Action::Detach { instance, .. } => {
+            of_instance(instance, |instance| matches!(instance.phase, InstancePhase::Detaching { .. }))
+        }
+        Action::Terminate { instance } => of_instance(instance, |instance| matches!(instance.phase, InstancePhase::Terminating { .. })),
+        Action::ResumeRebalance { .. }
+        | Action::Untaint { .. }
+        | Action::Uncordon { .. }
+        | Action::IncludeInLoadBalancers { .. }
+        | Action::Register { .. } => gives_back(group),
+    }
 }

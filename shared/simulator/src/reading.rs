@@ -31,6 +31,10 @@ pub struct Ailment {
     pub group: Option<String>,
     /// Whether that is a group of the control plane, whose ailments concern all.
     pub control_plane: bool,
+    /// Whether it may be put up with where it was there before the roll.
+    pub excusable: bool,
+    /// How many instances the group lacks, if that is what it is.
+    pub lacking: usize,
 }
 
 /// What an observation says.
@@ -86,7 +90,7 @@ impl<'a> Reading<'a> {
                     reading.instances.insert(&member.id, seen);
                 }
             } else if cluster && group.manager == Manager::CloudGroup {
-                reading.ail(group, format!("group {} is missing", group.name));
+                reading.ail(group, format!("group {} is missing", group.name), usize::MAX);
             }
         }
         let by_name: HashMap<&str, &GroupSpec> = spec.groups.iter().map(|group| (group.name.as_str(), group)).collect();
@@ -113,13 +117,16 @@ impl<'a> Reading<'a> {
         reading
     }
 
-    fn ail(&mut self, group: &GroupSpec, what: String) {
-        self.ailments.push(Ailment { what, group: Some(group.name.clone()), control_plane: group.role == Role::ControlPlane });
+    /// Something ails the members of a group; those of the control plane are never put up with, for etcd depends on them.
+    fn ail(&mut self, group: &GroupSpec, what: String, lacking: usize) {
+        let control_plane = group.role == Role::ControlPlane;
+        self.ailments.push(Ailment { what, group: Some(group.name.clone()), control_plane, excusable: !control_plane, lacking });
     }
 
     fn examine(&mut self, facts: &ClusterFacts, spec: &ClusterSpec, nodes: &HashMap<&str, &NodeFacts>) {
         if facts.api_name != ApiName::Fine {
-            self.ailments = vec![Ailment { what: "the API's name".to_owned(), group: None, control_plane: false }];
+            self.ailments =
+                vec![Ailment { what: "the API's name".to_owned(), group: None, control_plane: false, excusable: false, lacking: 0 }];
             return;
         }
         let mut of_node: HashMap<&str, &GroupSpec> = HashMap::new();
@@ -133,7 +140,7 @@ impl<'a> Reading<'a> {
             if let Some(&desired) = self.desired.get(group.name.as_str()) {
                 let enough = members.iter().filter(|(_, attached, warm)| *attached || *warm).count();
                 if enough < desired {
-                    self.ail(group, format!("group {} is too small", group.name));
+                    self.ail(group, format!("group {} is too small", group.name), desired - enough);
                 }
             }
             for (id, attached, warm) in members {
@@ -142,11 +149,11 @@ impl<'a> Reading<'a> {
                         of_node.insert(&node.name, group);
                         // Detached ones are examined too, once they are nodes.
                         if !node.ready && group.role != Role::Bastion {
-                            self.ail(group, format!("node {} is not ready", node.name));
+                            self.ail(group, format!("node {} is not ready", node.name), 0);
                         }
                     }
                     None if attached && !warm && group.role != Role::Bastion => {
-                        self.ail(group, format!("machine {id} has not joined"));
+                        self.ail(group, format!("machine {id} has not joined"), 0);
                     }
                     None => {}
                 }
@@ -163,33 +170,38 @@ impl<'a> Reading<'a> {
             {
                 has.insert((&pod.host_ip, app));
             }
-            if let Some(what) = critical(pod) {
-                // kOps 1.37: a pod that belongs to its node concerns that node's group, ready or not.
-                let group = of_node.get(pod.node.as_str()).filter(|_| pod.priority_class == "system-node-critical");
-                self.ailments.push(Ailment {
-                    what,
-                    group: group.map(|group| group.name.clone()),
-                    control_plane: group.is_some_and(|group| group.role == Role::ControlPlane),
-                });
+            let Some(what) = critical(pod) else { continue };
+            // kOps 1.37: a pod that belongs to its node concerns that node's group, ready or not. Where the instance of the
+            // node is gone, its pods say nothing.
+            let of_its_node = pod.priority_class == "system-node-critical";
+            let group = of_node.get(pod.node.as_str()).filter(|_| of_its_node);
+            if of_its_node && group.is_none() {
+                continue;
             }
+            self.ailments.push(Ailment {
+                what,
+                group: group.map(|group| group.name.clone()),
+                control_plane: group.is_some_and(|group| group.role == Role::ControlPlane),
+                excusable: true,
+                lacking: 0,
+            });
         }
         for node in facts.nodes.iter().filter(|node| node.ready && node.control_plane) {
             for app in ["kube-apiserver", "kube-controller-manager", "kube-scheduler"] {
                 if !node.addresses.iter().any(|address| has.contains(&(address.as_str(), app))) {
                     let what = format!("{app} is missing on {}", node.name);
-                    self.ailments.push(Ailment { what, group: None, control_plane: true });
+                    self.ailments.push(Ailment { what, group: None, control_plane: true, excusable: true, lacking: 0 });
                 }
             }
         }
     }
 
-    /// What keeps a roll from taking an instance of a group, beyond what ailed the cluster before the roll.
-    pub fn concerns(&self, group: &str, before: &BTreeSet<Ailment>) -> Vec<&Ailment> {
-        self.ailments
-            .iter()
-            .filter(|ailment| ailment.concerns(group))
-            .filter(|ailment| ailment.control_plane || !before.contains(ailment))
-            .collect()
+    /// What keeps a roll from taking an instance of a group, beyond what ailed the cluster no less before the roll.
+    pub fn concerns(&self, group: &str, before: &[Ailment]) -> Vec<&Ailment> {
+        let excused = |ailment: &Ailment| {
+            ailment.excusable && before.iter().any(|known| known.what == ailment.what && known.lacking >= ailment.lacking)
+        };
+        self.ailments.iter().filter(|ailment| ailment.concerns(group) && !excused(ailment)).collect()
     }
 }
 
@@ -200,9 +212,9 @@ fn critical(pod: &PodFacts) -> Option<String> {
     let name = format!("{}/{}", pod.namespace, pod.name);
     match pod.phase.as_str() {
         "Succeeded" => None,
-        "Pending" => Some(format!("pod {name} is pending")),
-        "Unknown" => Some(format!("pod {name} is unknown")),
+        "Pending" => Some(format!("pod {name} is not well")),
+        "Unknown" => Some(format!("pod {name} is not well")),
         _ if pod.unready_containers.is_empty() => None,
-        _ => Some(format!("pod {name} is not ready")),
+        _ => Some(format!("pod {name} is not well")),
     }
 }

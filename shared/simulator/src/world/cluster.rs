@@ -180,6 +180,8 @@ pub struct Pod {
     pub phase: Phase,
     /// Whether it is ready.
     pub ready: bool,
+    /// Since when there is this pod.
+    pub created: Moment,
     /// Since when it is being deleted.
     pub deleting: Option<Moment>,
     /// Whether it is gone.
@@ -303,7 +305,7 @@ impl World {
             _ => format!("{}-{made}", plan.name),
         };
         let phase = if plan.kind == Kind::Job { Phase::Succeeded } else { Phase::Pending };
-        let pod = self.pods.push(Pod { workload, name, node: None, phase, ready: false, deleting: None, gone: false });
+        let pod = self.pods.push(Pod { workload, name, node: None, phase, ready: false, created: self.now, deleting: None, gone: false });
         self.workloads[workload].pods.push(pod);
         self.live_pods.insert(pod);
         self.changed();

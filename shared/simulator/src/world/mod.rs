@@ -19,7 +19,7 @@ use kopsline_rolling::{ClusterSpec, RawInventory, Role, RollingUpdate};
 pub use cloud::{Balancer, Group, GroupPlan, Instance, Life, Template};
 pub use cluster::{Allowance, Budget, BudgetPlan, Kind, Limit, Node, Phase, Pod, Workload, WorkloadPlan};
 pub use execute::{Effect, Executed, Refused};
-pub use observe::Unobserved;
+pub use observe::{Observed, Unobserved};
 
 use crate::arena::{Arena, BudgetId, GroupId, InstanceId, Key, NodeId, PodId, WorkloadId};
 use crate::faults::Faults;

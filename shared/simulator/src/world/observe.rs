@@ -11,48 +11,54 @@ use kopsline_rolling::{
 use super::{Allowance, Budget, Group, Instance, Kind, Life, Limit, Phase, Template, World, place};
 use crate::arena::{InstanceId, PodId};
 
-/// Why the world could not be observed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum Unobserved {
-    /// A call to the cloud failed.
-    #[error("DescribeAutoScalingGroups was not answered")]
-    Cloud,
-    /// The Kubernetes API does not answer.
-    #[error("the Kubernetes API does not answer")]
-    Api,
-    /// The client certificate has expired; a new process takes another one.
-    #[error("the client certificate has expired")]
-    Certificate,
+/// What a look at the world shows.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Observed {
+    /// The answers. Without an answer of the Kubernetes API there are no facts of it.
+    pub raw: Arc<RawInventory>,
+    /// Why the Kubernetes API does not answer, if it does not.
+    pub silent: Option<&'static str>,
 }
+
+/// The cloud could not be observed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("DescribeAutoScalingGroups was not answered")]
+pub struct Unobserved;
 
 impl World {
     /// Answers as the APIs do, after what goes wrong on the way.
-    pub fn observe(&mut self) -> Result<Arc<RawInventory>, Unobserved> {
+    pub fn observe(&mut self) -> Result<Observed, Unobserved> {
         let faulty = self.faulty();
         if faulty && self.random.once_in(self.faults.blind) {
-            return Err(Unobserved::Cloud);
+            return Err(Unobserved);
         }
-        if self.kubernetes {
-            if !self.certificate_valid {
-                return Err(Unobserved::Certificate);
-            }
-            if !self.api_up() {
-                return Err(Unobserved::Api);
-            }
-        }
+        let silent = self.silent();
         let before = self.answer.as_ref().map(|(_, answer)| Arc::clone(answer));
-        let answer = self.answer();
+        let mut raw = self.answer();
+        if silent.is_some() {
+            raw = Arc::new(RawInventory { kubernetes: None, ..RawInventory::clone(&raw) });
+        }
         // The cloud's lists are eventually consistent; those of Kubernetes are not.
         if let Some(before) = before
             && faulty
             && self.faults.stale > 0
-            && !Arc::ptr_eq(&before, &answer)
+            && !Arc::ptr_eq(&before, &raw)
             && self.random.once_in(self.faults.stale)
         {
             let (groups, instances) = (before.groups.clone(), before.instances.clone());
-            return Ok(Arc::new(RawInventory { groups, instances, ..RawInventory::clone(&answer) }));
+            raw = Arc::new(RawInventory { groups, instances, ..RawInventory::clone(&raw) });
         }
-        Ok(answer)
+        Ok(Observed { raw, silent })
+    }
+
+    /// Why the Kubernetes API does not answer this host, if it does not.
+    pub(super) fn silent(&self) -> Option<&'static str> {
+        match (self.kubernetes, self.certificate_valid) {
+            (false, _) => Some("there is none"),
+            (true, false) => Some("the client certificate has expired"),
+            (true, true) if !self.api_up() => Some("connection refused"),
+            (true, true) => None,
+        }
     }
 
     /// Answers as the APIs would, were all well.
@@ -183,6 +189,7 @@ impl World {
             // A lost kubelet does not say that its containers have stopped; only the pod's condition changes.
             unready_containers: if pod.phase == Phase::Pending && pod.node.is_some() { vec!["main".to_owned()] } else { Vec::new() },
             ready: pod.ready,
+            created: Some(pod.created.timestamp()),
             deleting: pod.deleting.map(super::Moment::timestamp),
             controller: match plan.kind {
                 Kind::Deployment => owner("ReplicaSet", format!("{}-7d", plan.name)),
