@@ -250,7 +250,7 @@ fn drive(random: &mut Random, kubernetes: bool, faults: bool) -> Drive {
     if faults && random.once_in(10) {
         wishes.aborts = Some(seconds(random, 1, 1200));
     }
-    Drive { options, wishes, ..Drive::default() }
+    Drive { options, wishes, reads_back: 8, ..Drive::default() }
 }
 
 fn group_plan(random: &mut Random, role: Role, number: u32, members: u32) -> GroupPlan {

@@ -100,6 +100,8 @@ pub struct Drive {
     pub kill: Kill,
     /// How the host is broken.
     pub flaw: Flaw,
+    /// A process reads the state it goes on from back from its JSON once in so many times; never for 0.
+    pub reads_back: u32,
 }
 
 /// Drives a roll to its end.
@@ -112,7 +114,7 @@ pub fn roll(world: World, drive: &Drive, planner: &mut dyn Planner) -> Rolled {
 /// A stored state and its version.
 #[derive(Debug, Clone)]
 struct Saved {
-    state: RollState,
+    state: Arc<RollState>,
     version: u64,
 }
 
@@ -277,21 +279,19 @@ impl<'a> Host<'a> {
     }
 
     fn load(&mut self, process: &mut Process) -> Next {
-        process.saved = match &self.stored {
-            None => None,
-            Some(saved) => match saved.state.to_json().and_then(|json| RollState::from_json(&json)) {
-                Ok(state) => Some(Saved { state, version: saved.version }),
-                Err(error) => {
-                    self.monitor.broken(Rule::Contract, self.world.now(), format!("the state cannot be read back: {error}"));
+        process.saved = self.stored.clone();
+        if let Some(saved) = &mut process.saved
+            && self.random.once_in(self.drive.reads_back)
+        {
+            match saved.state.to_json().and_then(|json| RollState::from_json(&json)) {
+                Ok(state) if state == *saved.state => saved.state = Arc::new(state),
+                other => {
+                    let message = format!("the state cannot be read back: {:?}", other.err());
+                    self.monitor.broken(Rule::Contract, self.world.now(), message);
                     self.stuck = true;
                     return Next::Over;
                 }
-            },
-        };
-        if let (Some(read), Some(stored)) = (&process.saved, &self.stored)
-            && read.state != stored.state
-        {
-            self.monitor.broken(Rule::Contract, self.world.now(), "the state that is read back is another one".to_owned());
+            }
         }
         match &process.saved {
             Some(saved) if saved.state.outcome.is_final() => Next::Over,
@@ -330,7 +330,7 @@ impl<'a> Host<'a> {
         self.decisions += 1;
         let now = self.world.now();
         let Some((view, inventory)) = &process.seen else { return Next::On(Stage::Observe) };
-        process.control = self.person.control(now, process.saved.as_ref().map(|saved| &saved.state), &mut self.monitor);
+        process.control = self.person.control(now, process.saved.as_ref().map(|saved| &*saved.state), &mut self.monitor);
         let started;
         let state = match &process.saved {
             Some(saved) => &saved.state,
@@ -366,25 +366,25 @@ impl<'a> Host<'a> {
     }
 
     fn store(&mut self, process: &mut Process, decision: Decision) -> Next {
-        let before = process.saved.as_ref().map(|saved| saved.state.clone());
+        let before = process.saved.as_ref().map(|saved| Arc::clone(&saved.state));
         let Decision { state, commands, wait, events } = decision;
-        let unchanged = process.saved.as_ref().is_some_and(|saved| saved.state == state);
+        let unchanged = process.saved.as_ref().is_some_and(|saved| *saved.state == state);
         let mut die_after = false;
         if !unchanged && self.drive.flaw == Flaw::ActsFirst && !commands.is_empty() {
             let version = process.saved.as_ref().map_or(0, |saved| saved.version);
-            process.saved = Some(Saved { state, version });
+            process.saved = Some(Saved { state: Arc::new(state), version });
         } else if !unchanged {
             let (before, after) = self.effect();
             if before {
                 return Next::Killed;
             }
-            if !self.save(process, state) {
+            if !self.save(process, Arc::new(state)) {
                 return Next::Failed;
             }
             die_after = after;
         }
         if let Some(saved) = &process.saved {
-            self.monitor.decided(self.world.now(), before.as_ref(), &saved.state, &events, &process.control);
+            self.monitor.decided(self.world.now(), before.as_deref(), &saved.state, &events, &process.control);
         }
         if die_after {
             return Next::Killed;
@@ -393,7 +393,7 @@ impl<'a> Host<'a> {
     }
 
     /// Stores a state unless another process has stored one since.
-    fn save(&mut self, process: &mut Process, state: RollState) -> bool {
+    fn save(&mut self, process: &mut Process, state: Arc<RollState>) -> bool {
         let expected = process.saved.as_ref().map(|saved| saved.version).filter(|version| *version > 0);
         let found = self.stored.as_ref().map(|saved| saved.version);
         if expected != found && self.drive.flaw != Flaw::Overwrites {
@@ -468,8 +468,8 @@ impl<'a> Host<'a> {
         let (Some((view, _)), Some(saved)) = (&process.seen, &process.saved) else { return Next::On(Stage::Observe) };
         // What is stored, or what this process had stored before another one went on.
         let durable = match &self.stored {
-            Some(stored) if stored.version == saved.version => Some(&stored.state),
-            Some(_) => Some(&saved.state),
+            Some(stored) if stored.version == saved.version => Some(&*stored.state),
+            Some(_) => Some(&*saved.state),
             None => None,
         };
         self.monitor.command(&self.world, &command, view, durable);
@@ -486,7 +486,7 @@ impl<'a> Host<'a> {
         let removed = self.monitor.removed(&self.world).into_iter().map(str::to_owned).collect();
         Rolled {
             world: self.world,
-            state: self.stored.map(|saved| saved.state),
+            state: self.stored.map(|saved| RollState::clone(&saved.state)),
             violations: self.monitor.violations,
             removed,
             effects: self.effects,
