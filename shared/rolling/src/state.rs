@@ -139,6 +139,10 @@ pub struct GroupRoll {
     /// How many instances are detached first, so that their replacements come before they go.
     #[serde(default)]
     pub surge: usize,
+    /// How many instances in service it lacked from the beginning, and still does: with `validation_baseline` they are not
+    /// waited for. Always 0 for the control plane.
+    #[serde(default)]
+    pub lacking: usize,
     /// What comes next in the group.
     #[serde(default)]
     pub step: GroupStep,
@@ -638,6 +642,7 @@ impl GroupRoll {
             first_alone: group.ready.is_empty(),
             phase: GroupPhase::Waiting,
             surge,
+            lacking: if options.cloudonly || !options.validation_baseline || role == Role::ControlPlane { 0 } else { lacking(group) },
             step: GroupStep::default(),
             gate: None,
             proven: false,
@@ -662,6 +667,11 @@ impl GroupRoll {
     pub(crate) fn in_flight(&self) -> usize {
         self.instances.iter().filter(|instance| instance.origin != Origin::WarmPool && instance.phase.is_in_flight()).count()
     }
+}
+
+/// How many instances in service a group lacks; the size of a Karpenter group is not known.
+fn lacking(group: &CloudGroup) -> usize {
+    (group.target as usize).saturating_sub(group.instances().filter(|instance| instance.in_service).count())
 }
 
 fn origin(instance: &Instance, otherwise: Origin) -> Origin {

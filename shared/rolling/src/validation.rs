@@ -78,15 +78,14 @@ impl Failure {
         }
     }
 
-    /// Whether it was there when the roll began, and may be put up with: it is in `baseline` and no worse since. Nothing is
-    /// put up with that says how many members the control plane has: the etcd quorum depends on it.
-    pub fn is_excused(&self, baseline: &HashSet<(FailureKind, &str)>, lacking: &HashMap<&str, usize>, inventory: &Inventory) -> bool {
+    /// Whether a roll may put up with it if it was there when the roll began. Never with what says how many members the
+    /// control plane has and whether they are ready: the etcd quorum depends on it.
+    pub fn is_excusable(&self, inventory: &Inventory) -> bool {
         let of_control_plane = self.group.as_deref().and_then(|group| role_of(group, inventory)) == Some(Role::ControlPlane);
         match self.kind {
             FailureKind::Dns | FailureKind::Api => false,
-            FailureKind::InstanceGroup | FailureKind::Machine | FailureKind::Node if of_control_plane => false,
-            FailureKind::InstanceGroup if self.lacking > lacking.get(self.name.as_str()).copied().unwrap_or(0) => false,
-            _ => baseline.contains(&(self.kind, self.name.as_str())),
+            FailureKind::InstanceGroup | FailureKind::Machine | FailureKind::Node => !of_control_plane,
+            FailureKind::Pod => true,
         }
     }
 }

@@ -1,0 +1,342 @@
+//! One group, in kOps' order (kOps 1.36 `pkg/instancegroups/instancegroups.go`).
+
+use std::collections::HashSet;
+
+use super::turn::{Called, Site, Turn};
+use super::view::Incomplete;
+use super::{Abort, later};
+use crate::command::{Action, Refusal};
+use crate::control::{About, Choice, Question};
+use crate::event::What;
+use crate::inventory::CloudGroup;
+use crate::options::PauseAfter;
+use crate::spec::{Manager, Role};
+use crate::state::{Call, Gate, GateAfter, GroupError, GroupPhase, GroupRoll, GroupStep, InstancePhase, InstanceRoll, Origin};
+
+/// The process of an Auto Scaling group that terminates instances to balance zones.
+const REBALANCE: &str = "AZRebalance";
+
+impl Turn<'_> {
+    /// Leads a group on as far as it goes now.
+    pub(super) fn group(&mut self, group: &mut GroupRoll) -> Result<(), Abort> {
+        if group.phase == GroupPhase::Waiting && !self.start_group(group) {
+            return Ok(());
+        }
+        let site = self.site(group);
+        if group.phase == GroupPhase::Rolling {
+            self.withdraw(group);
+            self.in_flight(&site, group);
+            let through = group.error.is_none() && self.roll_on(&site, group)?;
+            // As kOps: after an error what is in flight is finished first.
+            let stopped = group.error.is_some() && !group.instances.iter().any(InstanceRoll::is_busy);
+            if !through && !stopped {
+                return Ok(());
+            }
+        }
+        self.unwind(&site, group);
+        Ok(())
+    }
+
+    /// The steps of a group and then its instances. Says whether it is through.
+    fn roll_on(&mut self, site: &Site, group: &mut GroupRoll) -> Result<bool, Abort> {
+        if !self.gate(group)? {
+            return Ok(false);
+        }
+        while group.step != GroupStep::Replace {
+            if !self.step(site, group) {
+                return Ok(false);
+            }
+            group.step = match group.step {
+                GroupStep::Suspend => GroupStep::Taint,
+                GroupStep::Taint => GroupStep::WarmPool,
+                GroupStep::WarmPool => GroupStep::Surge,
+                GroupStep::Surge | GroupStep::Replace => GroupStep::Replace,
+            };
+        }
+        if !group.settings.drain_and_terminate {
+            return Ok(true);
+        }
+        self.start(site, group)?;
+        let through = |instance: &InstanceRoll| {
+            matches!(instance.phase, InstancePhase::Done | InstancePhase::Vanished | InstancePhase::Skipped { .. })
+        };
+        if group.gate.is_some() || !group.instances.iter().all(through) {
+            return Ok(false);
+        }
+        if std::mem::take(&mut group.unvalidated) {
+            group.gate = Some(self.new_gate(GateAfter::Terminating));
+            return self.gate(group);
+        }
+        Ok(true)
+    }
+
+    /// The group's turn has come. Says whether there is something to do.
+    fn start_group(&mut self, group: &mut GroupRoll) -> bool {
+        let all_vanished = group.instances.iter().all(|instance| instance.phase == InstancePhase::Vanished);
+        if !all_vanished && self.held_back() {
+            return false;
+        }
+        group.started = Some(self.now);
+        if all_vanished {
+            group.phase = GroupPhase::Done;
+            group.finished = Some(self.now);
+            return false;
+        }
+        group.phase = GroupPhase::Rolling;
+        self.tell_of(&group.name, None, What::GroupStarted { instances: group.instances.len() });
+        // Bastions are not part of the cluster, so nothing is checked before the first one.
+        if group.role != Role::Bastion && (!self.options.cloudonly || self.options.wait_for_replacement) {
+            let wanted = u32::from(!self.options.cloudonly);
+            group.gate = Some(Gate { wanted, ..self.new_gate(GateAfter::Start) });
+        }
+        true
+    }
+
+    /// Carries on what is in flight.
+    fn in_flight(&mut self, site: &Site, group: &mut GroupRoll) {
+        for instance in group.instances.iter_mut().filter(|instance| instance.is_busy()) {
+            let attached = instance.detached.is_some() || instance.not_detached;
+            if let Err(error) = self.instance(site, instance) {
+                group.error.get_or_insert(error);
+            }
+            group.unvalidated |= !attached && (instance.detached.is_some() || instance.not_detached);
+        }
+    }
+
+    /// Takes back intents that are due again, not carried out as far as can be seen, and would by now leave the group with
+    /// too few instances: others may have gone away since. They have their turn when the group is complete again.
+    fn withdraw(&mut self, group: &mut GroupRoll) {
+        if !self.options.wait_for_replacement {
+            return;
+        }
+        let known = self.inventory.groups.contains_key(&group.name);
+        let is_due = |turn: &Self, instance: &InstanceRoll| {
+            let is_due = matches!(instance.phase, InstancePhase::Terminating { not_before, .. } if not_before <= turn.now);
+            is_due && instance.origin != Origin::WarmPool && (!known || turn.is_in_service(&instance.id))
+        };
+        let due: HashSet<String> =
+            group.instances.iter().filter(|instance| is_due(self, instance)).map(|instance| instance.id.clone()).collect();
+        if due.is_empty() {
+            return;
+        }
+        self.condemned.retain(|id| !due.contains(id));
+        let limit = group.limit(self.options);
+        let mut down = self.down(group).ok();
+        let gate = self.new_gate(GateAfter::Terminating);
+        for instance in group.instances.iter_mut().filter(|instance| due.contains(&instance.id)) {
+            let weak = if self.options.cloudonly || group.role != Role::ControlPlane { None } else { self.weak_member(&instance.id) };
+            match &mut down {
+                Some(down) if *down < limit && weak.is_none() => {
+                    *down += 1;
+                    self.condemned.insert(instance.id.clone());
+                }
+                _ => {
+                    instance.phase = InstancePhase::Waiting;
+                    group.gate.get_or_insert(gate);
+                }
+            }
+        }
+    }
+
+    /// One step before the replacements. Says whether it is done.
+    fn step(&mut self, site: &Site, group: &mut GroupRoll) -> bool {
+        let idle = group.call.is_none() && !group.instances.iter().any(InstanceRoll::is_busy);
+        if idle && self.held_back() {
+            return false;
+        }
+        match group.step {
+            GroupStep::Suspend => self.suspend(site, group),
+            GroupStep::Taint => self.taint(site, group),
+            GroupStep::WarmPool => self.warm_pool(site, group),
+            GroupStep::Surge => self.surge(site, group),
+            GroupStep::Replace => true,
+        }
+    }
+
+    /// Suspends `AZRebalance` unless it is suspended already. That it cannot be is told, and stops nothing: kOps leaves it.
+    fn suspend(&mut self, site: &Site, group: &mut GroupRoll) -> bool {
+        let wanted = self.options.suspend_rebalance && !self.options.cloudonly && site.manager == Manager::CloudGroup;
+        let is_suspended = |cloud: &CloudGroup| cloud.suspended_processes.iter().any(|process| process == REBALANCE);
+        let suspended = self.inventory.groups.get(&site.name).is_some_and(is_suspended);
+        if !wanted || (suspended && group.call.is_none()) {
+            return true;
+        }
+        group.holds_rebalance = true;
+        let mut call = group.call.unwrap_or_else(|| Call::new(self.now));
+        let action = Action::SuspendRebalance { auto_scaling_group: site.auto_scaling_group.clone() };
+        match self.call(site, None, &mut call, &action) {
+            Called::Done => group.call = None,
+            Called::Refused(_) => (group.call, group.holds_rebalance) = (None, false),
+            Called::Busy => {
+                group.call = Some(call);
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Taints all nodes that are to be updated, but those that are unschedulable or tainted already.
+    fn taint(&mut self, site: &Site, group: &mut GroupRoll) -> bool {
+        if self.options.cloudonly || site.role == Role::Bastion {
+            return true;
+        }
+        if self.facts.is_err() {
+            self.wait_for_kubernetes();
+            return false;
+        }
+        let mut call = group.call.unwrap_or_else(|| Call::new(self.now));
+        let mut answered = false;
+        let mut failure = None;
+        for instance in group.instances.iter().filter(|instance| instance.held.tainted) {
+            let Some(action) = instance.node.clone().map(|node| Action::Taint { node }) else { continue };
+            match self.result(&action) {
+                Some(Ok(())) => answered = true,
+                Some(Err(error)) => {
+                    answered = true;
+                    self.refused(&site.name, Some(instance), &action, error);
+                    failure = failure.filter(|known: &Refusal| *known == Refusal::Permanent).or(Some(error.kind));
+                    let waited = self.now.duration_since(call.since);
+                    if error.kind == Refusal::Permanent || waited >= self.options.validation_timeout {
+                        group.call = None;
+                        if !self.options.fail_on_drain_error {
+                            return true;
+                        }
+                        let message =
+                            format!("node {} could not be tainted: {}", instance.node.as_deref().unwrap_or_default(), error.message);
+                        group.error = Some(GroupError { message, stops_roll: false });
+                        return false;
+                    }
+                }
+                None => {}
+            }
+        }
+        if answered && failure.is_none() {
+            group.call = None;
+            return true;
+        }
+        if failure.is_some() {
+            call.not_before = later(self.now, super::turn::backoff(call.attempts));
+        }
+        if call.not_before > self.now {
+            group.call = Some(call);
+            self.wait_for_retry(site, call, "taint nodes");
+            return false;
+        }
+        let mut decided = false;
+        for instance in group.instances.iter_mut().filter(|instance| instance.phase == InstancePhase::Waiting) {
+            let Some(node) = self.view.node_of(&instance.id) else { continue };
+            if instance.origin == Origin::WarmPool || node.unschedulable || node.scheduled_for_update {
+                continue;
+            }
+            (instance.node, instance.held.tainted, decided) = (Some(node.name.clone()), true, true);
+            self.command(&site.name, Some(instance), Action::Taint { node: node.name.clone() });
+        }
+        call.attempts = call.attempts.saturating_add(1);
+        group.call = decided.then_some(call);
+        !decided
+    }
+
+    /// Deletes the warm pool's old instances, all at once and first, as kOps does; they serve nobody.
+    fn warm_pool(&mut self, site: &Site, group: &mut GroupRoll) -> bool {
+        let mut left = false;
+        for instance in group.instances.iter_mut().filter(|instance| instance.origin == Origin::WarmPool) {
+            if instance.phase == InstancePhase::Waiting {
+                instance.started = Some(self.now);
+                self.terminate(site, instance);
+            }
+            left |= instance.phase.is_in_flight();
+        }
+        !left
+    }
+
+    /// Starts as many replacements as may be down at once.
+    fn start(&mut self, site: &Site, group: &mut GroupRoll) -> Result<(), Abort> {
+        if !group.instances.iter().any(|instance| instance.phase == InstancePhase::Waiting) || !self.may_go_on(group) {
+            return Ok(());
+        }
+        let limit = group.limit(self.options);
+        let mut in_flight = group.in_flight();
+        if in_flight >= limit {
+            return Ok(());
+        }
+        // kOps does not look here; without a wish to wait, neither does Kopsline.
+        let waits = self.options.wait_for_replacement;
+        let mut down = if waits { self.down(group) } else { Ok(0) };
+        let validates = !self.options.cloudonly && self.options.fail_on_validate_error && self.options.validate_count > 0;
+        let mut blocked = validates && site.role != Role::Bastion && !self.failures(group).is_empty();
+        for instance in group.instances.iter_mut().filter(|instance| instance.phase == InstancePhase::Waiting) {
+            if in_flight >= limit || blocked {
+                break;
+            }
+            // An instance that does not serve can be replaced without taking anything away.
+            let serves = self.is_in_service(&instance.id) && !instance.is_detached();
+            blocked = match &down {
+                Ok(down) => waits && serves && *down >= limit,
+                Err(Incomplete::Missing(_) | Incomplete::Short(_)) => true,
+            };
+            blocked |= !self.options.cloudonly && site.role == Role::ControlPlane && self.weak_member(&instance.id).is_some();
+            if blocked {
+                break;
+            }
+            if let (Ok(down), true) = (&mut down, serves) {
+                *down += 1;
+            }
+            in_flight += 1;
+            if let Err(error) = self.begin_instance(site, instance) {
+                group.error.get_or_insert(error);
+            }
+        }
+        if blocked && in_flight == 0 {
+            group.gate = Some(Gate { wanted: u32::from(validates), ..self.new_gate(GateAfter::Terminating) });
+            self.gate(group)?;
+        }
+        Ok(())
+    }
+
+    /// Whether another instance may be started as far as people are concerned: the roll is not paused, no question about
+    /// the next one is open, no pause of `pause_after` is due.
+    fn may_go_on(&mut self, group: &mut GroupRoll) -> bool {
+        if self.held_back() {
+            return false;
+        }
+        let is_about_next = |question: &Question| {
+            question.group == group.name && matches!(question.about, About::Checkpoint { .. } | About::NextInstance { .. })
+        };
+        if let Some(question) = self.questions.iter().find(|question| is_about_next(question)) {
+            let (id, checkpoint) = (question.id.clone(), matches!(question.about, About::Checkpoint { .. }));
+            match self.decided(&id) {
+                None => {
+                    self.wait_for_decision(&id);
+                    return false;
+                }
+                Some(Choice::Abort) => return false,
+                Some(choice) => {
+                    self.asks_no_more |= choice == Choice::Always;
+                    if checkpoint {
+                        group.checkpoint_passed = true;
+                        self.checkpoint_passed = true;
+                    }
+                }
+            }
+        }
+        let done = |instance: &InstanceRoll| instance.origin != Origin::WarmPool && instance.phase == InstancePhase::Done;
+        let (replaced, total) = self.replaced;
+        let (due, id) = match self.options.pause_after {
+            Some(PauseAfter::Percent(percent)) => {
+                (!self.checkpoint_passed && replaced > 0 && replaced * 100 >= total * usize::from(percent), "checkpoint".to_owned())
+            }
+            Some(PauseAfter::FirstOfEachGroup) => {
+                (!group.checkpoint_passed && group.instances.iter().any(done), format!("checkpoint-{}", group.name))
+            }
+            None => (false, String::new()),
+        };
+        if due {
+            let deadline = self.options.pause_for.map(|pause| later(self.now, pause));
+            let about = About::Checkpoint { replaced, total };
+            let default = deadline.map(|_| Choice::Continue);
+            self.ask(None, Question { id: id.clone(), asked: self.now, deadline, default, group: group.name.clone(), about });
+            self.wait_for_decision(&id);
+        }
+        !due
+    }
+}

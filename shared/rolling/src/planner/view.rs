@@ -1,0 +1,165 @@
+//! What is seen, by what it is looked up by; each index is built once per decision.
+
+use std::cell::OnceCell;
+use std::collections::HashMap;
+
+use super::Observation;
+use super::turn::Turn;
+use crate::inventory::{CloudGroup, Instance, Inventory, Status};
+use crate::kubernetes::{BudgetFacts, ClusterFacts, NodeFacts, PodFacts};
+use crate::spec::{Manager, Role};
+use crate::state::GroupRoll;
+
+pub(super) struct View<'a> {
+    inventory: &'a Inventory,
+    facts: Option<&'a ClusterFacts>,
+    instances: HashMap<&'a str, &'a Instance>,
+    nodes_by_instance: HashMap<&'a str, &'a NodeFacts>,
+    nodes_by_name: HashMap<&'a str, &'a NodeFacts>,
+    /// Evictable pods by node; only drains need them.
+    pods: OnceCell<HashMap<&'a str, Vec<&'a PodFacts>>>,
+    budgets: OnceCell<HashMap<&'a str, Vec<&'a BudgetFacts>>>,
+}
+
+impl<'a> View<'a> {
+    pub(super) fn new(observation: &Observation<'a>) -> Self {
+        let instances = observation.inventory.groups.values().flat_map(CloudGroup::instances);
+        let facts = observation.kubernetes.ok();
+        let nodes = || facts.into_iter().flat_map(|facts| &facts.nodes);
+        Self {
+            inventory: observation.inventory,
+            facts,
+            instances: instances.map(|instance| (instance.id.as_str(), instance)).collect(),
+            nodes_by_instance: nodes().map(|node| (node.instance(), node)).collect(),
+            nodes_by_name: nodes().map(|node| (node.name.as_str(), node)).collect(),
+            pods: OnceCell::new(),
+            budgets: OnceCell::new(),
+        }
+    }
+
+    pub(super) fn instance(&self, id: &str) -> Option<&'a Instance> {
+        self.instances.get(id).copied()
+    }
+
+    /// Whether an instance is gone. A group that is missing altogether says nothing about its instances.
+    pub(super) fn is_gone(&self, group: &str, id: &str) -> bool {
+        self.inventory.groups.contains_key(group) && !self.instances.contains_key(id)
+    }
+
+    pub(super) fn node_of(&self, instance: &str) -> Option<&'a NodeFacts> {
+        self.nodes_by_instance.get(instance).copied()
+    }
+
+    pub(super) fn node(&self, name: &str) -> Option<&'a NodeFacts> {
+        self.nodes_by_name.get(name).copied()
+    }
+
+    /// The pods that a drain of this node has to move away.
+    pub(super) fn pods_on(&self, node: &str) -> &[&'a PodFacts] {
+        let by_node = self.pods.get_or_init(|| {
+            let mut by_node: HashMap<&str, Vec<&PodFacts>> = HashMap::new();
+            for pod in self.facts.into_iter().flat_map(|facts| &facts.pods).filter(|pod| pod.is_evictable()) {
+                by_node.entry(&pod.node).or_default().push(pod);
+            }
+            by_node
+        });
+        by_node.get(node).map(Vec::as_slice).unwrap_or_default()
+    }
+
+    /// The budgets that cover a pod.
+    pub(super) fn budgets_of(&self, pod: &PodFacts) -> Vec<&'a BudgetFacts> {
+        let by_namespace = self.budgets.get_or_init(|| {
+            let mut by_namespace: HashMap<&str, Vec<&BudgetFacts>> = HashMap::new();
+            for budget in self.facts.into_iter().flat_map(|facts| &facts.budgets) {
+                by_namespace.entry(&budget.namespace).or_default().push(budget);
+            }
+            by_namespace
+        });
+        let of_namespace = by_namespace.get(pod.namespace.as_str()).into_iter().flatten();
+        of_namespace.filter(|budget| budget.selector.covers(&pod.labels)).copied().collect()
+    }
+}
+
+/// A group with fewer instances in service than it should have.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Shortfall {
+    pub(super) group: String,
+    pub(super) in_service: usize,
+    pub(super) target: usize,
+}
+
+/// Why a group must not lose an instance now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Incomplete {
+    Missing(String),
+    Short(Shortfall),
+}
+
+/// How many instances serve, leaving out those that the roll takes out of service: the cloud may list them for a while.
+impl<'a> Turn<'a> {
+    fn serves(&self, instance: &Instance) -> bool {
+        instance.in_service && !self.condemned.contains(&instance.id)
+    }
+
+    /// The groups that must be complete before `group` loses an instance: for the control plane all groups of its role,
+    /// since their members form one etcd cluster.
+    fn relevant(&self, group: &GroupRoll) -> Result<Vec<&'a CloudGroup>, Incomplete> {
+        let own = self.inventory.groups.get(&group.name).ok_or_else(|| Incomplete::Missing(group.name.clone()))?;
+        Ok(if group.role == Role::ControlPlane { self.control_plane().collect() } else { vec![own] })
+    }
+
+    fn control_plane(&self) -> impl Iterator<Item = &'a CloudGroup> + use<'a> {
+        self.inventory.groups.values().filter(|other| other.spec.role == Role::ControlPlane)
+    }
+
+    fn shortfall(&self, group: &CloudGroup, lacking: usize) -> Option<Shortfall> {
+        // The size of a Karpenter group is not known here, so its replacements cannot be awaited.
+        let target = if group.spec.manager == Manager::Karpenter { 0 } else { (group.target as usize).saturating_sub(lacking) };
+        let in_service = group.instances().filter(|instance| self.serves(instance)).count();
+        (in_service < target).then(|| Shortfall { group: group.spec.name.clone(), in_service, target })
+    }
+
+    /// How many instances in service the group lacks, those included that it lacked from the beginning.
+    pub(super) fn lacks(&self, group: &CloudGroup) -> usize {
+        self.shortfall(group, 0).map_or(0, |short| short.target - short.in_service)
+    }
+
+    pub(super) fn complete(&self, group: &GroupRoll) -> Result<(), Incomplete> {
+        match self.relevant(group)?.into_iter().find_map(|cloud| self.shortfall(cloud, group.lacking)) {
+            Some(shortfall) => Err(Incomplete::Short(shortfall)),
+            None => Ok(()),
+        }
+    }
+
+    /// How many instances are missing.
+    pub(super) fn down(&self, group: &GroupRoll) -> Result<usize, Incomplete> {
+        let short = self.relevant(group)?.into_iter().filter_map(|cloud| self.shortfall(cloud, group.lacking));
+        Ok(short.map(|short| short.target - short.in_service).sum())
+    }
+
+    /// Whether the cloud lists the instance in service.
+    pub(super) fn is_in_service(&self, id: &str) -> bool {
+        self.view.instance(id).is_some_and(|instance| instance.in_service)
+    }
+
+    /// What speaks against terminating the control-plane member `id` now.
+    pub(super) fn weakness(&self, id: &str) -> Option<String> {
+        if let Some(member) = self.weak_member(id) {
+            return Some(format!("control-plane member {member} is not in service and ready"));
+        }
+        let short = self.control_plane().filter_map(|cloud| self.shortfall(cloud, 0));
+        let missing: usize = short.map(|short| short.target - short.in_service).sum();
+        // The member itself does not count any more.
+        (missing > 1).then(|| format!("{} other control-plane members are missing", missing - 1))
+    }
+
+    /// A control-plane member, other than `id`, without which `id` must not go: not in service, not ready, or about to go
+    /// itself. Members that are missing are counted by [`Self::complete`].
+    pub(super) fn weak_member(&self, id: &str) -> Option<String> {
+        let members = self.control_plane().flat_map(CloudGroup::instances);
+        let others = members.filter(|member| member.id != id && !member.warm && member.status != Status::Detached);
+        let is_strong = |member: &Instance| self.serves(member) && self.view.node_of(&member.id).is_some_and(|node| node.ready);
+        let weak = others.filter(|member| !self.leaving.contains(&member.id)).find(|member| !is_strong(member))?;
+        Some(weak.id.clone())
+    }
+}
