@@ -162,6 +162,13 @@ impl Case {
         self.roll_with(&mut Real)
     }
 
+    /// Rolls it, and records what happens.
+    pub fn told(&self) -> Rolled {
+        let mut world = self.world();
+        world.happenings = Some(Vec::new());
+        roll(world, &self.drive, &mut Real)
+    }
+
     /// Rolls it with another planner.
     pub fn roll_with(&self, planner: &mut dyn Planner) -> Rolled {
         roll(self.world(), &self.drive, planner)
@@ -279,4 +286,39 @@ fn group_plan(random: &mut Random, role: Role, number: u32, members: u32) -> Gro
         plan.refuses.insert(*random.pick(&[Refused::Detach, Refused::Deregister]).unwrap_or(&Refused::Detach));
     }
     plan
+}
+
+impl std::fmt::Display for Case {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        for GroupPlan { spec, old, new, warm, detached, zones, balanced, suspended, refuses, .. } in &self.groups {
+            let RollingUpdate { drain_and_terminate, max_unavailable, max_surge } = &spec.rolling_update;
+            let number = |value: &Option<IntOrString>| match value {
+                None => "-".to_owned(),
+                Some(IntOrString::Int(number)) => number.to_string(),
+                Some(IntOrString::Text(text)) => text.clone(),
+            };
+            write!(f, "{}: {old} old, {new} new, {warm} warm, {detached} detached; {zones} zones", spec.name)?;
+            write!(f, "; surge {}, unavailable {}", number(max_surge), number(max_unavailable))?;
+            for (what, holds) in [("balanced", *balanced), ("DISABLED", *drain_and_terminate == Some(false))] {
+                if holds {
+                    write!(f, ", {what}")?;
+                }
+            }
+            for process in suspended {
+                write!(f, ", {process} suspended")?;
+            }
+            for what in refuses {
+                write!(f, ", refuses {what:?}")?;
+            }
+            writeln!(f)?;
+        }
+        for WorkloadPlan { kind, namespace, name, replicas, budget, .. } in &self.workloads {
+            let limit = budget.map(|budget| format!(", {:?}", budget.limit)).unwrap_or_default();
+            writeln!(f, "{kind:?} {namespace}/{name}: {replicas}{limit}")?;
+        }
+        writeln!(f, "touched 1/{}, annotated 1/{}, protected 1/{}", self.touched_before, self.annotated, self.protected)?;
+        writeln!(f, "{:?}", self.drive.options)?;
+        writeln!(f, "{:?}", self.drive.wishes)?;
+        writeln!(f, "{:?}", self.faults)
+    }
 }

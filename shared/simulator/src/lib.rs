@@ -14,6 +14,7 @@ mod monitor;
 mod person;
 mod random;
 mod reading;
+mod transcript;
 mod world;
 
 pub use arena::{Arena, BudgetId, GroupId, InstanceId, Key, NodeId, PodId, WorkloadId};
@@ -25,6 +26,7 @@ pub use monitor::{Monitor, Rule, View, Violation};
 pub use person::Wishes;
 pub use random::Random;
 pub use reading::{Ailment, Reading, Seen};
+pub use transcript::transcript;
 pub use world::{
     Allowance, Balancer, Budget, BudgetPlan, Effect, Executed, Group, GroupPlan, Instance, Kind, Life, Limit, Moment, Node, Observed, Pace,
     Phase, Pod, Refused, Template, Unobserved, Workload, WorkloadPlan, World,

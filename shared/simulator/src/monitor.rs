@@ -10,7 +10,7 @@ use kopsline_rolling::{
 };
 
 use crate::arena::{GroupId, InstanceId, NodeId};
-use crate::reading::{Ailment, Reading};
+use crate::reading::{Ailment, Reading, Seen};
 use crate::world::{Balancer, Effect, Executed, Moment, World};
 
 /// What was broken.
@@ -135,10 +135,12 @@ pub struct Monitor {
     warm: BTreeSet<String>,
     forced: BTreeSet<String>,
     taken: BTreeMap<InstanceId, Taken>,
+    /// Instances that something was done to, and that were not given back since.
+    begun: BTreeSet<InstanceId>,
     last_turn: Option<(Role, String)>,
     /// Observations since the last removal, the newest last.
     views: Vec<View>,
-    removals: BTreeSet<String>,
+    removals: BTreeMap<String, Moment>,
     detached: BTreeMap<String, usize>,
     surge_failed: BTreeSet<String>,
     /// Instances that a person wanted to be drained by force.
@@ -147,7 +149,7 @@ pub struct Monitor {
     told: BTreeSet<Action>,
 }
 
-const TOLD: bool = false;
+const TOLD: bool = true;
 
 impl Monitor {
     /// A monitor of a world in which nothing has been done yet.
@@ -182,9 +184,10 @@ impl Monitor {
             warm: BTreeSet::new(),
             forced: BTreeSet::new(),
             taken: BTreeMap::new(),
+            begun: BTreeSet::new(),
             last_turn: None,
             views: Vec::new(),
-            removals: BTreeSet::new(),
+            removals: BTreeMap::new(),
             detached: BTreeMap::new(),
             surge_failed: BTreeSet::new(),
             force_answered: BTreeSet::new(),
@@ -323,16 +326,17 @@ impl Monitor {
         {
             self.broken(Rule::Disabled, now, format!("{:?} of {group}, whose drainAndTerminate is false", command.action));
         }
-        if !self.taken.contains_key(&id) {
+        // A detached instance serves on; its own turn comes later.
+        if matches!(command.action, Action::Detach { .. }) || self.begun.insert(id) {
             if stored.is_some_and(|state| state.outcome != Outcome::Running) {
                 self.broken(Rule::Contract, now, format!("{:?} while the roll unwinds", command.action));
             }
-            self.starting(world, id, &group, view);
+            self.starting(world, id, &group, view, matches!(command.action, Action::Detach { .. }));
         }
     }
 
     /// The first thing that is done to an instance: the order and the cluster's health must allow it.
-    fn starting(&mut self, world: &World, id: InstanceId, group: &str, view: &View) {
+    fn starting(&mut self, world: &World, id: InstanceId, group: &str, view: &View, surges: bool) {
         let now = world.now();
         let name = &world.instances[id].id;
         let role = world.groups[world.instances[id].group].spec.role;
@@ -347,7 +351,11 @@ impl Monitor {
         if !self.cluster || role == Role::Bastion {
             return;
         }
-        if self.options.fail_on_validate_error {
+        // The slots of a surge are taken at once, but for the first where nothing is up to date.
+        let begun = surges && self.detached.contains_key(group);
+        // Without validations after each step only the one before a group remains.
+        let validates = self.options.fail_on_validate_error && (self.options.validate_count > 0 || !self.removals.contains_key(group));
+        if validates && !begun {
             self.check_health(now, name, group, view);
         }
     }
@@ -362,7 +370,8 @@ impl Monitor {
             return self.broken(Rule::Health, now, format!("{name} of {group} is taken while {what}"));
         }
         let wanted = self.options.validate_count as usize;
-        if self.removals.contains(group) && wanted > 0 {
+        // What was decided in one go with the last removal was decided on an earlier look.
+        if self.removals.get(group).is_some_and(|removed| *removed < view.at) && wanted > 0 {
             let mut times: Vec<Moment> = self.views.iter().rev().take_while(|view| ailing(view).is_none()).map(|view| view.at).collect();
             times.dedup();
             if times.len() < wanted {
@@ -384,12 +393,19 @@ impl Monitor {
             Some(Effect::Cordoned(node)) => self.take(world, world.nodes[*node].instance, view),
             Some(Effect::Uncordoned(node)) => {
                 let instance = world.nodes[*node].instance;
+                self.begun.remove(&instance);
                 if self.taken.get(&instance).is_some_and(|taken| taken.terminated.is_none()) {
                     self.taken.remove(&instance);
                 }
                 if self.before.cordoned.contains(node) {
                     self.broken(Rule::LeftBehind, world.now(), format!("{} was cordoned before the roll", world.nodes[*node].name));
                 }
+            }
+            Some(Effect::Included(node)) => {
+                self.begun.remove(&world.nodes[*node].instance);
+            }
+            Some(Effect::Registered(instance)) => {
+                self.begun.remove(instance);
             }
             Some(Effect::Terminated { instance, left }) => {
                 let forced = self.may_force(&world.instances[*instance].id);
@@ -408,7 +424,7 @@ impl Monitor {
                     self.broken(Rule::Tagged, world.now(), message);
                 }
                 *self.detached.entry(command.group.clone()).or_default() += 1;
-                self.removals.insert(command.group.clone());
+                self.removals.insert(command.group.clone(), world.now());
                 self.views.clear();
             }
             Some(Effect::Deleted(pod)) if !self.may_force(on_instance(world, *pod)) => {
@@ -435,13 +451,19 @@ impl Monitor {
         let name = self.group_of(world, id);
         let Some(start) = self.starts.get(&name).cloned() else { return };
         self.check_pace(world, id, &name, &start);
-        let validated = self.cluster && self.options.fail_on_validate_error && self.options.validate_count > 0;
         let quorum = self.cluster && start.role == Role::ControlPlane;
+        // Validation does not look at bastions.
+        let validated = self.validates() && start.role != Role::Bastion;
         if self.options.wait_for_replacement || validated || quorum {
             let spec = Arc::clone(&self.spec);
             let reading = Reading::of(&view.raw, &spec);
             self.check_availability(world, id, &name, &start, &reading);
         }
+    }
+
+    /// Whether the cluster must be well before each instance.
+    fn validates(&self) -> bool {
+        self.cluster && self.options.fail_on_validate_error && self.options.validate_count > 0
     }
 
     fn group_of(&self, world: &World, id: InstanceId) -> String {
@@ -475,7 +497,9 @@ impl Monitor {
         if start.role == Role::ControlPlane && same_role > 0 {
             self.broken(Rule::ControlPlane, now, format!("{} control-plane instances in hand at once", same_role + 1));
         }
-        if start.first_alone && earlier == 1 && same_group > 0 {
+        // A surge proves the configuration just as well.
+        let surged = self.detached.contains_key(name) || self.surge_failed.contains(name);
+        if start.first_alone && !surged && earlier == 1 && same_group > 0 {
             self.broken(Rule::FirstAlone, now, format!("the first instance of {name} was not alone"));
         }
     }
@@ -484,11 +508,14 @@ impl Monitor {
         let now = world.now();
         let own = world.instances[id].id.as_str();
         let touched: BTreeSet<&str> = self.taken.keys().map(|taken| world.instances[*taken].id.as_str()).collect();
-        let served = reading.instances.get(own).is_some_and(|seen| seen.serves);
+        // Where nothing is validated, only the cloud's word counts; but for the control plane.
+        let cloud_alone = !self.validates() && start.role != Role::ControlPlane;
+        let serves = |seen: &Seen<'_>| if cloud_alone { seen.in_service } else { seen.serves };
+        let served = reading.instances.get(own).is_some_and(serves);
         let serving = |role: Option<Role>, detached: bool| {
-            let counts = |(other, seen): &(&&str, &crate::reading::Seen<'_>)| {
+            let counts = |(other, seen): &(&&str, &Seen<'_>)| {
                 role.map_or(seen.group == name, |role| seen.role == role)
-                    && seen.serves
+                    && serves(seen)
                     && (seen.attached || (detached && !seen.warm))
                     && !touched.contains(**other)
             };
@@ -520,8 +547,10 @@ impl Monitor {
                 format!("{down} of {desired} of {name} are down by taking {own}, {} allowed", start.allowed),
             );
         }
-        // With a surge that worked there is always as much capacity as maxUnavailable says.
-        let surged = self.detached.get(name).copied().unwrap_or(0) + start.detached >= start.surge && start.surge > 0;
+        // As long as every slot of a surge runs there is as much capacity as maxUnavailable says. Those slots are not replaced
+        // once they go, so that the last instances may be fewer; kOps does so too.
+        let slots = |seen: &&Seen<'_>| seen.group == name && !seen.attached && !seen.warm && serves(seen);
+        let surged = start.surge > 0 && reading.instances.values().filter(slots).count() >= start.surge;
         if self.cluster && surged && served && !self.surge_failed.contains(name) {
             let down = desired.saturating_sub(serving(None, true));
             if down > start.settings.max_unavailable {
@@ -538,13 +567,16 @@ impl Monitor {
     fn terminated(&mut self, world: &World, id: InstanceId) {
         let now = world.now();
         let name = self.group_of(world, id);
+        if self.warm.contains(&world.instances[id].id) {
+            return;
+        }
         if let Some(taken) = self.taken.get_mut(&id) {
             if taken.terminated.replace(now).is_some() {
                 let message = format!("{} was terminated twice", world.instances[id].id);
                 self.broken(Rule::Once, now, message);
             }
         }
-        self.removals.insert(name);
+        self.removals.insert(name, now);
         self.views.clear();
         let role = world.groups[world.instances[id].group].spec.role;
         let (up, all) = world.members();

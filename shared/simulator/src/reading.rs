@@ -16,6 +16,8 @@ pub struct Seen<'a> {
     pub attached: bool,
     /// Whether it waits in the warm pool.
     pub warm: bool,
+    /// Whether it is in service, as far as the cloud knows.
+    pub in_service: bool,
     /// Whether it does its work: in service, and its node is ready where there is a cluster.
     pub serves: bool,
     /// The name of its node.
@@ -84,6 +86,7 @@ impl<'a> Reading<'a> {
                         role: group.role,
                         attached: !warm,
                         warm,
+                        in_service,
                         serves: in_service && serves(&member.id, group.role),
                         node: nodes.get(member.id.as_str()).map(|node| node.name.as_str()),
                     };
@@ -106,6 +109,7 @@ impl<'a> Reading<'a> {
                 role: group.role,
                 attached: karpenter,
                 warm: false,
+                in_service: instance.state == "running",
                 serves: instance.state == "running" && serves(&instance.id, group.role),
                 node: nodes.get(instance.id.as_str()).map(|node| node.name.as_str()),
             };
