@@ -6,12 +6,12 @@ use std::sync::Arc;
 use jiff::SignedDuration;
 use kopsline_rolling::{
     About, Action, Choice, CloudGroup, ClusterSpec, Command, Control, GroupRoll, Instance, InstancePhase, InstanceRoll, Inventory, Manager,
-    Outcome, Preview, Question, RawInventory, Role, RollEvent, RollOptions, RollState, Settings, Status, StuckDrain, classify,
+    Outcome, Preview, Question, RawInventory, Role, RollEvent, RollOptions, RollState, Settings, StuckDrain, classify,
 };
 
 use crate::arena::{GroupId, InstanceId, NodeId};
 use crate::reading::{Ailment, Reading, Seen};
-use crate::world::{Balancer, Effect, Executed, Moment, World};
+use crate::world::{Balancer, Effect, Executed, Life, Moment, World};
 
 /// What was broken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -101,7 +101,8 @@ struct Start {
     /// How many slots the surge has.
     surge: usize,
     first_alone: bool,
-    detached: usize,
+    /// How many instances did not serve when the roll began, and are put up with.
+    lacking: usize,
 }
 
 /// What the roll took in hand of an instance.
@@ -248,7 +249,13 @@ impl Monitor {
             self.began_group(&inventory, group, approved.as_ref());
         }
         if self.options.validation_baseline {
-            self.ailing = Reading::of(&view.raw, &self.spec).ailments;
+            let spec = Arc::clone(&self.spec);
+            let reading = Reading::of(&view.raw, &spec);
+            for (name, start) in self.starts.iter_mut().filter(|(_, start)| start.role != Role::ControlPlane) {
+                let serving = reading.instances.values().filter(|seen| seen.group == name && seen.attached && seen.serves).count();
+                start.lacking = reading.desired.get(name.as_str()).copied().unwrap_or(0).saturating_sub(serving);
+            }
+            self.ailing = reading.ailments;
         }
     }
 
@@ -271,7 +278,7 @@ impl Monitor {
             allowed: if one_by_one { 1 } else { (surge + settings.max_unavailable).max(1) },
             surge: if group.spec.manager == Manager::Karpenter { 0 } else { surge },
             first_alone: group.ready.is_empty(),
-            detached: chosen.iter().filter(|instance| instance.status == Status::Detached).count(),
+            lacking: 0,
         };
         self.starts.insert(group.spec.name.clone(), start);
         self.warm.extend(chosen.iter().filter(|instance| instance.warm).map(|instance| instance.id.clone()));
@@ -281,10 +288,6 @@ impl Monitor {
 
     /// A host has observed the world.
     pub fn observed(&mut self, view: &View) {
-        // Nobody asks how it was much earlier than the last few looks.
-        if self.views.len() > 16 {
-            self.views.drain(..8);
-        }
         self.views.push(view.clone());
     }
 
@@ -372,10 +375,16 @@ impl Monitor {
         let wanted = self.options.validate_count as usize;
         // What was decided in one go with the last removal was decided on an earlier look.
         if self.removals.get(group).is_some_and(|removed| *removed < view.at) && wanted > 0 {
-            let mut times: Vec<Moment> = self.views.iter().rev().take_while(|view| ailing(view).is_none()).map(|view| view.at).collect();
-            times.dedup();
-            if times.len() < wanted {
-                let message = format!("{name} of {group} is taken after {} of {wanted} good looks at the cluster", times.len());
+            let (mut run, mut longest, mut last) = (0, 0, None);
+            for view in self.views.iter().rev().filter(|view| last.replace(view.at) != Some(view.at)) {
+                run = if ailing(view).is_none() { run + 1 } else { 0 };
+                longest = longest.max(run);
+                if longest >= wanted {
+                    break;
+                }
+            }
+            if longest < wanted {
+                let message = format!("{name} of {group} is taken after {} of {wanted} good looks at the cluster", longest);
                 self.broken(Rule::Validated, now, message);
             }
         }
@@ -482,8 +491,13 @@ impl Monitor {
     fn check_pace(&mut self, world: &World, id: InstanceId, name: &str, start: &Start) {
         let now = world.now();
         let interval = self.interval(start.role);
-        let in_hand = |taken: &Taken| taken.terminated.is_none_or(|at| now.since(at) < interval);
-        let others = self.taken.iter().filter(|(other, taken)| **other != id && in_hand(taken));
+        let gone = |id: InstanceId| match world.instances[id].life {
+            Life::Dead(at) => Some(at),
+            Life::Pending | Life::Running => None,
+        };
+        // One that died in the middle of its drain went as it was to.
+        let in_hand = |id: InstanceId, taken: &Taken| taken.terminated.or_else(|| gone(id)).is_none_or(|at| now.since(at) < interval);
+        let others = self.taken.iter().filter(|(other, taken)| **other != id && in_hand(**other, taken));
         let (mut same_group, mut same_role) = (0, 0);
         for (other, _) in others {
             let group = &world.groups[world.instances[*other].group].spec;
@@ -539,7 +553,7 @@ impl Monitor {
             }
         }
         let Some(&desired) = reading.desired.get(name).filter(|_| start.manager == Manager::CloudGroup) else { return };
-        let down = desired.saturating_sub(serving(None, false));
+        let down = desired.saturating_sub(serving(None, false) + start.lacking);
         if served && down > start.allowed {
             self.broken(
                 Rule::Availability,
@@ -552,7 +566,7 @@ impl Monitor {
         let slots = |seen: &&Seen<'_>| seen.group == name && !seen.attached && !seen.warm && serves(seen);
         let surged = start.surge > 0 && reading.instances.values().filter(slots).count() >= start.surge;
         if self.cluster && surged && served && !self.surge_failed.contains(name) {
-            let down = desired.saturating_sub(serving(None, true));
+            let down = desired.saturating_sub(serving(None, true) + start.lacking);
             if down > start.settings.max_unavailable {
                 let most = start.settings.max_unavailable;
                 self.broken(
@@ -608,7 +622,9 @@ impl Monitor {
     fn check_leftovers(&mut self, world: &World) {
         let now = world.now();
         let mut left = Vec::new();
-        for (id, node) in world.live_nodes().filter(|(_, node)| world.instances[node.instance].alive()) {
+        // Where the API never comes back nothing can be given back.
+        let reachable = !world.kubernetes || world.api_up();
+        for (id, node) in world.live_nodes().filter(|(_, node)| reachable && world.instances[node.instance].alive()) {
             // kOps taints the nodes of a group that it does not drain, and leaves them so.
             let group = &world.groups[world.instances[node.instance].group].spec.name;
             let disabled = self.starts.get(group).is_some_and(|start| !start.settings.drain_and_terminate);
