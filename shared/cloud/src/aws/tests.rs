@@ -148,7 +148,7 @@ async fn numbered_templates_and_groups_without_a_warm_pool_cost_no_call() {
         mock!(aws_sdk_autoscaling::Client::describe_auto_scaling_groups).then_output(|| groups(vec![group("a", "3", &["i-1"])], None));
     let instances = mock!(aws_sdk_ec2::Client::describe_instances).then_output(|| instances(&["i-1"], None));
     let raw = cloud(&[&instances], &[&describe]).observe("c.test").await.unwrap();
-    assert_eq!((raw.launch_templates.len(), raw.groups[0].members.len(), raw.nodes), (0, 1, None));
+    assert_eq!((raw.launch_templates.len(), raw.groups[0].members.len(), raw.kubernetes), (0, 1, None));
 }
 
 fn refusal(code: &'static str) -> impl Fn() -> TerminateInstancesError {

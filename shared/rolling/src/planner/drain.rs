@@ -99,7 +99,7 @@ impl Turn<'_> {
         }
         let (pod, action, error) = refused?;
         let blocker = self.blocker(pod, error.kind == Refusal::Blocked);
-        if drain.blocker.as_ref().is_none_or(|known| known.pod != blocker.pod) {
+        if drain.blocker.as_ref().is_none_or(|known| known.pod != blocker.pod || known.budget != blocker.budget) {
             self.refused(&site.name, Some(instance), &action, error);
         }
         drain.blocker = Some(blocker);

@@ -149,7 +149,8 @@ impl Turn<'_> {
     }
 
     fn open(&mut self, group: &mut GroupRoll, gate: Gate) {
-        group.gate = None;
+        // What ended while it was closed is swept up.
+        (group.gate, group.unvalidated) = (None, false);
         // What was detached was replaced by something usable.
         group.proven |= gate.after == GateAfter::Detaching && group.instances.iter().any(|instance| instance.detached.is_some());
         let last = group.instances.iter().filter(|instance| instance.terminated.is_some()).max_by_key(|instance| instance.terminated);

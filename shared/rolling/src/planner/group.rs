@@ -94,12 +94,18 @@ impl Turn<'_> {
 
     /// Carries on what is in flight.
     fn in_flight(&mut self, site: &Site, group: &mut GroupRoll) {
-        for instance in group.instances.iter_mut().filter(|instance| instance.is_busy()) {
-            let attached = instance.detached.is_some() || instance.not_detached;
+        let is_detaching = |instance: &InstanceRoll| matches!(instance.phase, InstancePhase::Detaching { .. });
+        // The surge goes from the end of the list to its beginning.
+        for instance in group.instances.iter_mut().rev().filter(|instance| is_detaching(instance)) {
+            if let InstancePhase::Detaching { marked, call } = instance.phase {
+                self.detach(site, instance, marked, call);
+                group.unvalidated |= !is_detaching(instance);
+            }
+        }
+        for instance in group.instances.iter_mut().filter(|instance| instance.phase.is_in_flight()) {
             if let Err(error) = self.instance(site, instance) {
                 group.error.get_or_insert(error);
             }
-            group.unvalidated |= !attached && (instance.detached.is_some() || instance.not_detached);
         }
     }
 

@@ -56,7 +56,6 @@ impl Turn<'_> {
             return Ok(());
         }
         match instance.phase.clone() {
-            InstancePhase::Detaching { marked, call } => self.detach(site, instance, marked, call),
             InstancePhase::Preparing { step, call } => return self.prepare(site, instance, step, call),
             InstancePhase::Draining(drain) => return self.drain(site, instance, drain),
             InstancePhase::Settling { since } => return self.settle(site, instance, since),
@@ -75,6 +74,7 @@ impl Turn<'_> {
             }
             InstancePhase::Returning { why, call } => self.return_instance(site, instance, why, call),
             InstancePhase::Waiting
+            | InstancePhase::Detaching { .. }
             | InstancePhase::Done
             | InstancePhase::Vanished
             | InstancePhase::Skipped { .. }
