@@ -128,7 +128,7 @@ pub struct CommandError {
 pub enum Refusal {
     /// It was accepted and needs time; the same command asks how far it is.
     Pending,
-    /// A PodDisruptionBudget does not allow it now.
+    /// A `PodDisruptionBudget` does not allow it now.
     Blocked,
     /// A passing fault: throttling, an outage, a lost answer.
     Transient,

@@ -1,13 +1,13 @@
 //! Checks of every decision, independent of how it came about. They guard against defects of the planner.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use crate::command::{Action, Command};
 use crate::inventory::{CloudGroup, Status};
 use crate::planner::Observation;
 use crate::spec::Role;
 use crate::state::{GroupPhase, GroupRoll, InstancePhase, InstanceRoll, Origin, Outcome, RollState};
-use crate::validation::{FailureKind, validate};
+use crate::validation::{FailureKind, Leaving, validate};
 
 /// Refuses a decision that would break a promise: more instances of a group down than its settings allow, two
 /// control-plane instances at a time or one beside a weak member, a role before its turn, an instance started while the
@@ -131,13 +131,14 @@ fn starts(before: &RollState, after: &RollState, observation: &Observation<'_>) 
     if started.is_empty() {
         return Ok(());
     }
-    let gone: HashSet<String> = after
-        .groups
-        .iter()
-        .flat_map(|group| &group.instances)
-        .filter(|instance| instance.detached.is_some() || (instance.phase.is_condemned() && instance.terminated.is_some()))
-        .map(|instance| instance.id.clone())
-        .collect();
+    let mut gone = BTreeMap::new();
+    for instance in after.groups.iter().flat_map(|group| &group.instances) {
+        if instance.phase.is_condemned() && instance.terminated.is_some() {
+            gone.insert(instance.id.clone(), Leaving::Terminated);
+        } else if instance.detached.is_some() {
+            gone.insert(instance.id.clone(), Leaving::Detached);
+        }
+    }
     if options.fail_on_validate_error && options.validate_count > 0 {
         let facts =
             observation.kubernetes.map_err(|message| format!("an instance is started while Kubernetes does not answer: {message}"))?;
@@ -160,7 +161,7 @@ fn starts(before: &RollState, after: &RollState, observation: &Observation<'_>) 
         Err(_) => false,
     };
     let groups = observation.inventory.groups.values().filter(|group| group.spec.role == Role::ControlPlane);
-    let others = groups.flat_map(CloudGroup::instances).filter(|other| other.id != member.id && !gone.contains(&other.id));
+    let others = groups.flat_map(CloudGroup::instances).filter(|other| other.id != member.id && !gone.contains_key(&other.id));
     let weak = others.filter(|other| !other.warm && other.status != Status::Detached).find(|other| !other.in_service || !ready(&other.id));
     match weak {
         Some(weak) => Err(format!("control-plane instance {} is started beside {}, which is not well", member.id, weak.id)),

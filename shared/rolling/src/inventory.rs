@@ -581,7 +581,7 @@ mod tests {
         let mut karpenter = spec("spot", Role::Node);
         karpenter.manager = Manager::Karpenter;
         let mut raw = RawInventory { instances: vec![instance("i-1", "spot"), instance("i-2", "spot")], ..RawInventory::default() };
-        raw.kubernetes = facts(vec![NodeFacts { name: "n2".to_owned(), ..node("i-2", true) }]);
+        raw.kubernetes = Some(facts(vec![NodeFacts { name: "n2".to_owned(), ..node("i-2", true) }]));
         let inventory = classify(&raw, &cluster(vec![karpenter])).unwrap();
         let group = &inventory.groups["spot"];
         assert_eq!((ids(&group.ready), ids(&group.need_update)), (vec!["i-1"], vec!["i-2"]));
@@ -595,7 +595,7 @@ mod tests {
             ("node-1", Role::Node, "node-1.c.test"),
             ("node-2", Role::Node, "node-2.c.test"),
         ];
-        let mut raw = RawInventory { kubernetes: nodes.and_then(facts), ..RawInventory::default() };
+        let mut raw = RawInventory { kubernetes: nodes.map(facts), ..RawInventory::default() };
         for (name, _, full) in names {
             let (old, new) = (format!("{name}a"), format!("{name}b"));
             raw.groups.push(RawGroup { members: vec![member(&old, "1"), member(&new, "2")], ..group(full, "2") });
@@ -608,8 +608,8 @@ mod tests {
         NodeFacts { name: format!("{id}.local"), provider_id: format!("aws:///z/{id}"), needs_update, ..NodeFacts::default() }
     }
 
-    fn facts(nodes: Vec<NodeFacts>) -> Option<ClusterFacts> {
-        Some(ClusterFacts { nodes, ..ClusterFacts::default() })
+    fn facts(nodes: Vec<NodeFacts>) -> ClusterFacts {
+        ClusterFacts { nodes, ..ClusterFacts::default() }
     }
 
     #[test]

@@ -13,7 +13,7 @@ pub struct ClusterFacts {
     pub nodes: Vec<NodeFacts>,
     /// All pods of all namespaces.
     pub pods: Vec<PodFacts>,
-    /// All PodDisruptionBudgets.
+    /// All `PodDisruptionBudget` objects.
     pub budgets: Vec<BudgetFacts>,
     /// The API's host name as DNS has it.
     pub api_name: ApiName,
@@ -26,7 +26,7 @@ pub enum ApiName {
     /// The cluster publishes no DNS name, or it resolves to something real.
     #[default]
     Fine,
-    /// It still resolves to the placeholder that kOps puts there (203.0.113.123 or fd00:dead:add::).
+    /// It still resolves to the placeholder that kOps puts there (`203.0.113.123` or `fd00:dead:add::`).
     Placeholder,
     /// The look-up failed.
     Unresolved {
@@ -37,6 +37,7 @@ pub enum ApiName {
 
 /// A node.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[expect(clippy::struct_excessive_bools, reason = "they are independent facts")]
 pub struct NodeFacts {
     /// The node's name.
     pub name: String,
@@ -86,7 +87,7 @@ pub struct PodFacts {
     pub created: Option<Timestamp>,
     /// When the API was asked to delete it.
     pub deleting: Option<Timestamp>,
-    /// Kind and name of its controlling owner, such as a ReplicaSet.
+    /// Kind and name of its controlling owner, such as a `ReplicaSet`.
     pub controller: Option<Owner>,
     /// Whether it is the image of a static pod (annotation `kubernetes.io/config.mirror`); such pods cannot be evicted.
     pub mirror: bool,
@@ -103,7 +104,7 @@ pub struct Owner {
     pub name: String,
 }
 
-/// A PodDisruptionBudget.
+/// A `PodDisruptionBudget`.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct BudgetFacts {
     /// Its namespace.
@@ -203,12 +204,12 @@ impl BudgetFacts {
 }
 
 impl PodFacts {
-    /// Whether a drain has to move it away: neither the image of a static pod, nor a DaemonSet's, nor finished.
+    /// Whether a drain has to move it away: neither the image of a static pod, nor a `DaemonSet`'s, nor finished.
     pub fn is_evictable(&self) -> bool {
         !self.mirror && !self.is_daemon() && !self.is_finished()
     }
 
-    /// Whether it belongs to a DaemonSet.
+    /// Whether it belongs to a `DaemonSet`.
     pub fn is_daemon(&self) -> bool {
         self.controller.as_ref().is_some_and(|owner| owner.kind == "DaemonSet")
     }

@@ -8,6 +8,7 @@
 mod command;
 mod control;
 mod event;
+mod forecast;
 mod invariants;
 mod inventory;
 mod kubernetes;
@@ -29,6 +30,7 @@ mod properties;
 pub use command::{Action, Command, CommandError, CommandResult, Refusal};
 pub use control::{About, Answer, Choice, Control, Question};
 pub use event::{RollEvent, What};
+pub use forecast::{Forecast, GroupForecast, HeldPod, History, InstanceForecast, Names, Why, forecast};
 pub use inventory::{
     CloudGroup, Instance, Inventory, InventoryError, LaunchTemplateRef, LaunchTemplateVersions, RawGroup, RawInstance, RawInventory,
     RawMember, Status, classify,
@@ -43,4 +45,4 @@ pub use state::{
     Blocker, Call, Drain, Gate, GateAfter, GroupError, GroupPhase, GroupRoll, GroupStep, Held, InstancePhase, InstanceRoll, Leftover,
     LeftoverReason, Origin, Outcome, Preparation, Replaced, RollState, SCHEMA_VERSION, StartError, StateError, Summary,
 };
-pub use validation::{Failure, FailureKind, validate};
+pub use validation::{Failure, FailureKind, Leaving, validate};

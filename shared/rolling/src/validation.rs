@@ -4,11 +4,11 @@
 //! ready; in 1.36 such a pod blocks the roll of every group. Pods are matched to nodes by `spec.nodeName` (1.37) and, where
 //! that is empty, by `status.hostIP` (1.36).
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use serde::{Deserialize, Serialize};
 
-use crate::inventory::{CloudGroup, Inventory, Status};
+use crate::inventory::{CloudGroup, Instance, Inventory, Status};
 use crate::kubernetes::{ApiName, ClusterFacts, NodeFacts, PodFacts};
 use crate::spec::Role;
 
@@ -101,10 +101,18 @@ fn role_of(group: &str, inventory: &Inventory) -> Option<Role> {
     in_cloud.or_else(|| inventory.cluster.groups.iter().find(|spec| spec.name == group).map(|spec| spec.role))
 }
 
-/// Validates the cluster. Instances in `leaving` are about to go or gone, whatever the cloud still says: they do not count
-/// as members of their group, and nothing is expected of their nodes. Up to `max_unready` worker nodes may be not ready or
-/// not joined (`kops validate cluster --max-unready-nodes` of kOps 1.37; a rolling update allows none).
-pub fn validate(inventory: &Inventory, facts: &ClusterFacts, leaving: &HashSet<String>, max_unready: usize) -> Vec<Failure> {
+/// An instance that is about to leave its group or has left it, whatever the cloud still says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Leaving {
+    /// Its termination is decided: it does not count as a member, and nothing is expected of its node.
+    Terminated,
+    /// It was detached: it does not count as a member, but as in kOps its node must be ready.
+    Detached,
+}
+
+/// Validates the cluster, as if what is `leaving` were so already. Up to `max_unready` worker nodes may be not ready or not
+/// joined (`kops validate cluster --max-unready-nodes` of kOps 1.37; a rolling update allows none).
+pub fn validate(inventory: &Inventory, facts: &ClusterFacts, leaving: &BTreeMap<String, Leaving>, max_unready: usize) -> Vec<Failure> {
     let mut validation =
         Validation { failures: Vec::new(), unready: HashSet::new(), on_unready: HashSet::new(), ready_control_plane: Vec::new() };
     match &facts.api_name {
@@ -143,14 +151,14 @@ struct Members<'a> {
 }
 
 impl<'a> Members<'a> {
-    fn new(inventory: &'a Inventory, facts: &'a ClusterFacts, leaving: &HashSet<String>) -> Self {
+    fn new(inventory: &'a Inventory, facts: &'a ClusterFacts, leaving: &BTreeMap<String, Leaving>) -> Self {
         let by_instance: HashMap<_, _> = facts.nodes.iter().map(|node| (node.instance(), node)).collect();
         let mut groups = HashMap::new();
         let mut nodes_leaving = HashSet::new();
         for (name, group) in &inventory.groups {
             for instance in group.instances() {
                 let Some(node) = by_instance.get(instance.id.as_str()) else { continue };
-                if leaving.contains(&instance.id) {
+                if leaving.get(&instance.id) == Some(&Leaving::Terminated) {
                     nodes_leaving.insert(node.name.as_str());
                 } else {
                     groups.insert(node.name.as_str(), name.as_str());
@@ -180,10 +188,12 @@ impl<'a> Validation<'a> {
         self.failures.push(Failure { kind, name: name.to_owned(), message, group: group.map(str::to_owned), lacking: 0 });
     }
 
-    fn group(&mut self, group: &'a CloudGroup, members: &Members<'a>, leaving: &HashSet<String>) {
+    fn group(&mut self, group: &'a CloudGroup, members: &Members<'a>, leaving: &BTreeMap<String, Leaving>) {
         let name = &group.spec.name;
-        let staying = || group.instances().filter(|instance| !leaving.contains(&instance.id));
-        let (attached, target) = (staying().filter(|instance| instance.status != Status::Detached).count(), group.target as usize);
+        let is_detached =
+            |instance: &Instance| instance.status == Status::Detached || leaving.get(&instance.id) == Some(&Leaving::Detached);
+        let staying = || group.instances().filter(|instance| leaving.get(&instance.id) != Some(&Leaving::Terminated));
+        let (attached, target) = (staying().filter(|instance| !is_detached(instance)).count(), group.target as usize);
         if attached < target {
             let message = format!("InstanceGroup {name:?} did not have enough nodes {attached} vs {target}");
             self.add(FailureKind::InstanceGroup, name, message, Some(name));
@@ -193,7 +203,7 @@ impl<'a> Validation<'a> {
         }
         for instance in staying() {
             let Some(node) = members.by_instance.get(instance.id.as_str()) else {
-                let expected = group.spec.role != Role::Bastion && !instance.warm && instance.status != Status::Detached;
+                let expected = group.spec.role != Role::Bastion && !instance.warm && !is_detached(instance);
                 if expected {
                     self.unready(group, &instance.id);
                     let message = format!("machine {:?} has not yet joined cluster", instance.id);

@@ -1,8 +1,5 @@
 //! What Kopsline adds: the baseline, `AZRebalance`, the quorum, what is given back, pauses, windows and aborts.
 
-use std::cell::Cell;
-use std::rc::Rc;
-
 use jiff::{SignedDuration, Timestamp};
 
 use super::world::*;
@@ -154,6 +151,25 @@ fn a_process_that_cannot_be_suspended_stops_nothing_and_one_that_cannot_be_resum
     assert_eq!(world.left_in("node-1"), 2);
 }
 
+/// The first call suspends it, and its answer is lost; the next ones are refused.
+#[test]
+fn a_process_that_may_be_suspended_is_resumed() {
+    let mut world = node_1(1);
+    let mut calls = 0;
+    world.refuse = Box::new(move |command| {
+        calls += i32::from(matches!(command.action, Action::SuspendRebalance { .. }));
+        (matches!(command.action, Action::SuspendRebalance { .. }) && calls > 1).then(|| refusal(Refusal::Permanent, "AccessDenied"))
+    });
+    world.kill = Some(Kill::After(1));
+    // The cloud does not show it yet.
+    world.look();
+    world.groups.get_mut("node-1").unwrap().suspended.clear();
+    world.look();
+    world.groups.get_mut("node-1").unwrap().suspended.insert("AZRebalance".to_owned());
+    assert!(is_done(&world.run()));
+    assert_eq!(world.scars(), [""; 0]);
+}
+
 #[test]
 fn no_control_plane_instance_is_started_beside_a_weak_one() {
     let mut world = World::new(RollOptions { fail_on_validate_error: false, ..options() });
@@ -216,18 +232,18 @@ fn an_abort_before_anything_began_touches_nothing() {
 
 #[test]
 fn an_abort_finds_out_what_became_of_a_termination() {
-    let mut world = node_1(2);
-    world.kill = Some(Kill::After(1_000));
-    let killed = Rc::new(Cell::new(false));
-    let seen = Rc::clone(&killed);
-    world.refuse = Box::new(move |command| {
-        let first = matches!(command.action, Action::Terminate { .. }) && !seen.replace(matches!(command.action, Action::Terminate { .. }));
-        first.then(|| refusal(Refusal::Transient, "timeout"))
-    });
-    world.until(|wait| matches!(wait.reason, WaitReason::Retry { .. }));
-    world.control.aborted = Some("ann".to_owned());
-    assert!(matches!(world.run(), Outcome::Aborted { .. }));
-    assert_eq!((world.left_in("node-1"), world.scars()), (2, vec![]), "it was decided on, so it is carried out");
+    for (kill, left) in [(Kill::Before as fn(usize) -> Kill, 3), (Kill::After, 2)] {
+        let mut world = node_1(2);
+        // The calls before: one suspends, two taint, three prepare.
+        world.kill = Some(kill(7));
+        while world.executed < 7 {
+            world.step();
+        }
+        assert!(matches!(world.instance("node-1a").phase, crate::InstancePhase::Terminating { .. }));
+        world.control.aborted = Some("ann".to_owned());
+        assert!(matches!(world.run(), Outcome::Aborted { .. }));
+        assert_eq!((world.left_in("node-1"), world.scars()), (left, vec![]), "what was not done is not done any more");
+    }
 }
 
 #[test]

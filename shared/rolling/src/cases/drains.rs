@@ -354,5 +354,5 @@ fn pods_of_other_namespaces_have_other_budgets() {
     world.budget("web", 1, 0);
     world.budgets[0].namespace = "elsewhere".to_owned();
     assert!(is_done(&world.run()));
-    assert_eq!(PodFacts { phase: "Failed".to_owned(), ..PodFacts::default() }.is_evictable(), false);
+    assert!(!PodFacts { phase: "Failed".to_owned(), ..PodFacts::default() }.is_evictable());
 }

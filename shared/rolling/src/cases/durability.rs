@@ -126,6 +126,21 @@ fn each_instance_has_its_times() {
 }
 
 #[test]
+fn many_nodes_are_tainted_in_bites_and_none_is_forgotten() {
+    for kill in [None, Some(Kill::Before(1 + 250)), Some(Kill::After(1 + 250)), Some(Kill::Before(1 + 450))] {
+        let mut world = World::new(options());
+        world.add(spec("node-1", Role::Node), 500, 499);
+        world.kill = kill;
+        while world.groups["node-1"].machines.iter().all(|machine| !machine.cordoned) {
+            assert_eq!(world.step(), None);
+        }
+        let tainted = world.groups["node-1"].machines.iter().filter(|machine| machine.tainted).count();
+        assert_eq!(tainted, 499, "{kill:?}: {}", world.trace());
+        assert!(world.trace().contains("T200"));
+    }
+}
+
+#[test]
 fn the_state_is_small_and_reads_back() {
     let mut world = World::new(options());
     world.add(spec("node-1", Role::Node), 1_000, 1_000);

@@ -16,6 +16,7 @@ use crate::{
 };
 
 #[derive(Debug, Clone, PartialEq)]
+#[expect(clippy::struct_excessive_bools, reason = "they are independent of each other")]
 pub(super) struct Machine {
     pub(super) id: String,
     pub(super) old: bool,
@@ -179,7 +180,7 @@ impl World {
         self.find(id).filter(|machine| machine.joined).ok_or(refusal(Refusal::Permanent, "gone"))
     }
 
-    /// Puts a pod on an instance's node; a ReplicaSet's, healthy and evictable.
+    /// Puts a pod on an instance's node; a `ReplicaSet`'s, healthy and evictable.
     pub(super) fn pod(&mut self, instance: &str, name: &str) -> &mut PodFacts {
         self.pods.push(PodFacts {
             namespace: "shop".to_owned(),

@@ -6,7 +6,7 @@ use super::later;
 use super::turn::{Turn, backoff};
 use crate::command::{Action, Refusal};
 use crate::event::What;
-use crate::inventory::CloudGroup;
+use crate::inventory::{CloudGroup, Status};
 use crate::state::{Gate, GateAfter, GroupError, GroupPhase, GroupRoll, InstancePhase, InstanceRoll, Origin, Replaced};
 
 impl Turn<'_> {
@@ -23,6 +23,7 @@ impl Turn<'_> {
             {
                 group.error.get_or_insert(GroupError { message: error, stops_roll: false });
             }
+            self.look_at(instance);
             vanished |= self.look_for(&group.name, instance);
             let interval = self.options.interval(group.role);
             if instance.phase == InstancePhase::Terminated && self.now.duration_since(instance.terminated.unwrap_or(self.now)) >= interval {
@@ -60,6 +61,14 @@ impl Turn<'_> {
         None
     }
 
+    /// Sees that an instance was detached, though the roll does not know that its call went through.
+    fn look_at(&mut self, instance: &mut InstanceRoll) {
+        let known = instance.is_detached() || instance.phase != InstancePhase::Waiting;
+        if !known && self.view.instance(&instance.id).is_some_and(|seen| seen.status == Status::Detached) {
+            instance.detached = Some(self.now);
+        }
+    }
+
     /// Concludes what an instance's absence means. Says whether it went away before its turn.
     fn look_for(&mut self, group: &str, instance: &mut InstanceRoll) -> bool {
         if !self.view.is_gone(group, &instance.id) {
@@ -69,7 +78,7 @@ impl Turn<'_> {
         match instance.phase {
             InstancePhase::Terminating { .. } => self.terminated(group, instance),
             // It had its turn before, and the call seems to have been carried out.
-            InstancePhase::Waiting if instance.started.is_some() => self.terminated(group, instance),
+            InstancePhase::Waiting if instance.started.is_some() && !self.aborting => self.terminated(group, instance),
             // Between its tag and its detachment it may be in neither answer for a moment: it keeps its turn.
             InstancePhase::Waiting | InstancePhase::Detaching { .. } if instance.is_detached() => {}
             InstancePhase::Detaching { marked: true, .. } => {}
@@ -99,7 +108,7 @@ impl Turn<'_> {
 
     /// Closes the gate after an instance was replaced. As in kOps: while others wait or every slot was taken, after each
     /// one; at the end once all are through. Those that end while the gate is closed are swept up by it.
-    fn after_loss(&mut self, group: &mut GroupRoll, before: usize, completed: usize, vanished: bool) {
+    pub(super) fn after_loss(&mut self, group: &mut GroupRoll, before: usize, completed: usize, vanished: bool) {
         if group.phase != GroupPhase::Rolling || group.error.is_some() {
             return;
         }

@@ -1,6 +1,6 @@
 //! Drains: pods are evicted and waited for, one short look at a time. kOps uses kubectl's drain with the same settings
 //! (kOps 1.36 `pkg/instancegroups/instancegroups.go`, `drainNode`): pods without a controller and with local storage are
-//! evicted too; DaemonSets' pods, static pods and finished ones stay.
+//! evicted too; pods of a `DaemonSet`, static pods and finished ones stay.
 
 use jiff::SignedDuration;
 
@@ -18,7 +18,7 @@ use crate::state::{Blocker, Call, Drain, GroupError, InstancePhase, InstanceRoll
 const POLL: SignedDuration = SignedDuration::from_secs(5);
 /// The same while a question about the drain is open.
 const PATIENT_POLL: SignedDuration = SignedDuration::from_secs(30);
-/// Pods created so long after the drain began tolerate the cordon; as DaemonSets' pods they are not waited for.
+/// Pods created so long after the drain began tolerate the cordon; as pods of a `DaemonSet` they are not waited for.
 const LATE: SignedDuration = SignedDuration::from_mins(1);
 /// How long deleted pods have until their instance is terminated anyway.
 const FORCED: SignedDuration = SignedDuration::from_mins(1);
@@ -207,11 +207,9 @@ impl Turn<'_> {
                 self.return_instance(site, instance, why, Call::new(self.now));
                 Ok(())
             }
-            Choice::Fail => Err(self.give_up(instance, format!("node {node} ({}) could not be drained{why}", instance.id), false)),
-            // The roll is unwound in this same decision.
-            Choice::Abort => {
-                instance.phase = InstancePhase::Draining(drain);
-                Ok(())
+            // An abort is carried out before anything else.
+            Choice::Fail | Choice::Abort => {
+                Err(self.give_up(instance, format!("node {node} ({}) could not be drained{why}", instance.id), false))
             }
         }
     }

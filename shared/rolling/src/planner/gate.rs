@@ -40,7 +40,7 @@ impl Look {
     fn words(&self) -> Vec<String> {
         let mut words = self.failures.clone();
         words.extend(self.incomplete.as_ref().map(Incomplete::to_string));
-        words.extend(self.weak.as_ref().map(|member| format!("control-plane member {member} is not in service and ready")));
+        words.extend(self.weak.clone());
         words
     }
 }
@@ -98,14 +98,16 @@ impl Turn<'_> {
     }
 
     fn see(&self, group: &GroupRoll, gate: &Gate) -> Look {
-        let failures = if gate.wanted > 0 { shortened(self.failures(group).iter()) } else { Vec::new() };
+        // Without the API nothing can be drained, whatever else is asked for.
+        let validates = gate.wanted > 0 || (self.facts.is_err() && group.role != Role::Bastion);
+        let failures = if validates { shortened(self.failures(group).iter()) } else { Vec::new() };
         let mut look = Look { failures, ..Look::default() };
         if self.options.wait_for_replacement {
             look.incomplete = self.complete(group).err();
         }
         if group.role == Role::ControlPlane {
             let next = group.instances.iter().find(|instance| instance.phase == InstancePhase::Waiting);
-            look.weak = next.and_then(|next| self.weak_member(&next.id));
+            look.weak = next.and_then(|next| self.weakness(&next.id));
         }
         look
     }
@@ -135,7 +137,8 @@ impl Turn<'_> {
             group.gate = Some(Gate { not_before: Some(at), passed: 0, ..gate });
             return self.wait(at, WaitReason::Validation { group: group.name.clone(), failures: words, deadline });
         }
-        if look.incomplete.is_none() && look.weak.is_none() && !self.options.fail_on_validate_error {
+        let answers = self.facts.is_ok() || group.role == Role::Bastion;
+        if answers && look.incomplete.is_none() && look.weak.is_none() && !self.options.fail_on_validate_error {
             self.tell_of(&group.name, None, What::ValidationIgnored { failures: words });
             return self.open(group, gate);
         }

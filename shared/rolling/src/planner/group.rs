@@ -3,16 +3,17 @@
 use std::collections::HashSet;
 
 use super::turn::{Called, Site, Turn};
-use super::view::Incomplete;
 use super::{Abort, later};
 use crate::command::{Action, Refusal};
 use crate::control::{About, Choice, Question};
 use crate::event::What;
-use crate::inventory::CloudGroup;
+use crate::inventory::{CloudGroup, Status};
 use crate::options::PauseAfter;
 use crate::spec::{Manager, Role};
-use crate::state::{Call, Gate, GateAfter, GroupError, GroupPhase, GroupRoll, GroupStep, InstancePhase, InstanceRoll, Origin};
+use crate::state::{Call, Gate, GateAfter, GroupError, GroupPhase, GroupRoll, GroupStep, InstancePhase, InstanceRoll, Origin, Preparation};
 
+/// How many nodes are tainted between two looks at the time and at what people want.
+const TAINTS_AT_ONCE: usize = 200;
 /// The process of an Auto Scaling group that terminates instances to balance zones.
 const REBALANCE: &str = "AZRebalance";
 
@@ -98,50 +99,120 @@ impl Turn<'_> {
         // The surge goes from the end of the list to its beginning.
         for instance in group.instances.iter_mut().rev().filter(|instance| is_detaching(instance)) {
             if let InstancePhase::Detaching { marked, call } = instance.phase {
+                // What can be seen not to be detached need not be.
+                let is_attached = self.view.instance(&instance.id).is_some_and(|seen| seen.status != Status::Detached);
+                if self.aborting && (!marked || call.attempts == 0 || (self.fresh && is_attached)) {
+                    instance.phase = InstancePhase::Waiting;
+                    continue;
+                }
                 self.detach(site, instance, marked, call);
                 group.unvalidated |= !is_detaching(instance);
             }
         }
+        let before = group.in_flight();
+        let mut skipped = 0;
         for instance in group.instances.iter_mut().filter(|instance| instance.phase.is_in_flight()) {
             if let Err(error) = self.instance(site, instance) {
                 group.error.get_or_insert(error);
             }
+            skipped += usize::from(matches!(instance.phase, InstancePhase::Skipped { .. }));
+        }
+        if skipped > 0 {
+            self.after_loss(group, before, skipped, false);
         }
     }
 
     /// Takes back intents that are due again, not carried out as far as can be seen, and would by now leave the group with
-    /// too few instances: others may have gone away since. They have their turn when the group is complete again.
+    /// too few instances, or touch a cluster that is not well: others may have gone away since. They have their turn when
+    /// all is well again.
     fn withdraw(&mut self, group: &mut GroupRoll) {
-        if !self.options.wait_for_replacement {
-            return;
-        }
-        let known = self.inventory.groups.contains_key(&group.name);
-        let is_due = |turn: &Self, instance: &InstanceRoll| {
-            let is_due = matches!(instance.phase, InstancePhase::Terminating { not_before, .. } if not_before <= turn.now);
-            is_due && instance.origin != Origin::WarmPool && (!known || turn.is_in_service(&instance.id))
-        };
-        let due: HashSet<String> =
-            group.instances.iter().filter(|instance| is_due(self, instance)).map(|instance| instance.id.clone()).collect();
-        if due.is_empty() {
+        let due: HashSet<String> = group
+            .instances
+            .iter()
+            .filter(|instance| self.is_due_again(&group.name, instance))
+            .map(|instance| instance.id.clone())
+            .collect();
+        let waits = self.options.wait_for_replacement;
+        if due.is_empty() || (self.options.cloudonly && !waits) {
             return;
         }
         self.condemned.retain(|id| !due.contains(id));
         let limit = group.limit(self.options);
-        let mut down = self.down(group).ok();
-        let gate = self.new_gate(GateAfter::Terminating);
+        let mut down = if waits { self.down(group).ok() } else { Some(0) };
+        let unwell = self.unwell(group);
+        let gate = self.gate_again(unwell);
         for instance in group.instances.iter_mut().filter(|instance| due.contains(&instance.id)) {
-            let weak = if self.options.cloudonly || group.role != Role::ControlPlane { None } else { self.weak_member(&instance.id) };
-            match &mut down {
-                Some(down) if *down < limit && weak.is_none() => {
-                    *down += 1;
-                    self.condemned.insert(instance.id.clone());
-                }
-                _ => {
-                    instance.phase = InstancePhase::Waiting;
-                    group.gate.get_or_insert(gate);
-                }
+            let holds = match &instance.phase {
+                InstancePhase::Detaching { .. } => !unwell,
+                // It is drained: nothing but the number of instances speaks against its end.
+                InstancePhase::Terminating { .. } => self.may_lose(group.role, &instance.id, down, limit),
+                _ => !unwell && self.may_lose(group.role, &instance.id, down, limit),
+            };
+            if !holds {
+                instance.phase = InstancePhase::Waiting;
+                group.gate.get_or_insert(gate);
+            } else if !matches!(instance.phase, InstancePhase::Detaching { .. }) {
+                self.condemned.insert(instance.id.clone());
+                down = down.map(|down| down + usize::from(waits));
             }
         }
+    }
+
+    /// Whether a call that takes the instance out of service would be made again now: its result is not known, or it failed.
+    fn is_due_again(&self, group: &str, instance: &InstanceRoll) -> bool {
+        let is_due = |call: &Call| call.attempts > 0 && call.not_before <= self.now;
+        let asg = || self.inventory.groups.get(group).map(|cloud| cloud.auto_scaling_group.clone()).unwrap_or_default();
+        match &instance.phase {
+            InstancePhase::Terminating { not_before, .. } => {
+                let may_be_there = !self.inventory.groups.contains_key(group) || self.is_in_service(&instance.id);
+                *not_before <= self.now && instance.origin != Origin::WarmPool && may_be_there
+            }
+            // A node that was cordoned before is taken by its next call.
+            InstancePhase::Preparing { step: Preparation::Exclude, call } if !instance.held.cordoned => {
+                let action = Action::ExcludeFromLoadBalancers { node: instance.node.clone().unwrap_or_default() };
+                is_due(call) && self.result(&action).is_none()
+            }
+            InstancePhase::Preparing { step: Preparation::Deregister, call } if !instance.held.cordoned => {
+                let action = Action::Deregister { auto_scaling_group: asg(), instance: instance.id.clone() };
+                is_due(call) && self.result(&action).is_none()
+            }
+            InstancePhase::Preparing { step: Preparation::Cordon, call } => {
+                let node = instance.node.clone().unwrap_or_default();
+                let is_so = self.view.node(&node).is_some_and(|node| node.unschedulable);
+                is_due(call) && !is_so && self.result(&Action::Cordon { node }).is_none()
+            }
+            InstancePhase::Detaching { marked: false, call } => {
+                let action = Action::MarkDetached { auto_scaling_group: asg(), instance: instance.id.clone() };
+                is_due(call) && self.result(&action).is_none()
+            }
+            InstancePhase::Detaching { marked: true, call } => {
+                let is_so = self.view.instance(&instance.id).is_none_or(|seen| seen.status == Status::Detached);
+                let action = Action::Detach { auto_scaling_group: asg(), instance: instance.id.clone() };
+                is_due(call) && !is_so && self.result(&action).is_none()
+            }
+            _ => false,
+        }
+    }
+
+    /// The gate of a group that had to stop before its next instance.
+    pub(super) fn gate_again(&self, unwell: bool) -> Gate {
+        let gate = self.new_gate(GateAfter::Terminating);
+        Gate { wanted: if unwell { gate.wanted.max(1) } else { 0 }, ..gate }
+    }
+
+    /// Whether the cluster does not validate for the group at the moment, where that counts.
+    pub(super) fn unwell(&self, group: &GroupRoll) -> bool {
+        // Without validations after each instance the one before the first remains.
+        let touched = |instance: &InstanceRoll| instance.origin != Origin::WarmPool && instance.terminated.is_some();
+        let counts = self.options.validate_count > 0 || !group.instances.iter().any(touched);
+        let validates = !self.options.cloudonly && self.options.fail_on_validate_error && counts;
+        validates && group.role != Role::Bastion && !self.failures(group).is_empty()
+    }
+
+    /// Whether a group of which so many are `down` may lose this instance too; `None` where that is not known.
+    fn may_lose(&self, role: Role, id: &str, down: Option<usize>, limit: usize) -> bool {
+        let strong = self.options.cloudonly || role != Role::ControlPlane || self.weakness(id).is_none();
+        down.is_some_and(|down| !self.options.wait_for_replacement || down < limit) && strong
     }
 
     /// One step before the replacements. Says whether it is done.
@@ -172,7 +243,8 @@ impl Turn<'_> {
         let action = Action::SuspendRebalance { auto_scaling_group: site.auto_scaling_group.clone() };
         match self.call(site, None, &mut call, &action) {
             Called::Done => group.call = None,
-            Called::Refused(_) => (group.call, group.holds_rebalance) = (None, false),
+            // An earlier attempt whose answer was lost may have had its effect.
+            Called::Refused(_) => (group.call, group.holds_rebalance) = (None, call.attempts > 1),
             Called::Busy => {
                 group.call = Some(call);
                 return false;
@@ -187,59 +259,51 @@ impl Turn<'_> {
             return true;
         }
         if self.facts.is_err() {
-            self.wait_for_kubernetes();
-            return false;
+            group.gate.get_or_insert(self.gate_again(true));
+            // It cannot open before the API answers.
+            return matches!(self.gate(group), Ok(true)) && self.taint(site, group);
         }
         let mut call = group.call.unwrap_or_else(|| Call::new(self.now));
         let mut answered = false;
-        let mut failure = None;
         for instance in group.instances.iter().filter(|instance| instance.held.tainted) {
             let Some(action) = instance.node.clone().map(|node| Action::Taint { node }) else { continue };
-            match self.result(&action) {
-                Some(Ok(())) => answered = true,
-                Some(Err(error)) => {
-                    answered = true;
-                    self.refused(&site.name, Some(instance), &action, error);
-                    failure = failure.filter(|known: &Refusal| *known == Refusal::Permanent).or(Some(error.kind));
-                    let waited = self.now.duration_since(call.since);
-                    if error.kind == Refusal::Permanent || waited >= self.options.validation_timeout {
-                        group.call = None;
-                        if !self.options.fail_on_drain_error {
-                            return true;
-                        }
-                        let message =
-                            format!("node {} could not be tainted: {}", instance.node.as_deref().unwrap_or_default(), error.message);
-                        group.error = Some(GroupError { message, stops_roll: false });
-                        return false;
-                    }
-                }
-                None => {}
+            let Some(result) = self.result(&action) else { continue };
+            answered = true;
+            let Err(error) = result else { continue };
+            self.refused(&site.name, Some(instance), &action, error);
+            let waited = self.now.duration_since(call.since);
+            if error.kind != Refusal::Permanent && waited < self.options.validation_timeout {
+                call.not_before = later(self.now, super::turn::backoff(call.attempts));
+            } else if self.options.fail_on_drain_error {
+                let node = instance.node.as_deref().unwrap_or_default();
+                let message = format!("node {node} could not be tainted: {}", error.message);
+                (group.call, group.error) = (None, Some(GroupError { message, stops_roll: false }));
+                return false;
             }
-        }
-        if answered && failure.is_none() {
-            group.call = None;
-            return true;
-        }
-        if failure.is_some() {
-            call.not_before = later(self.now, super::turn::backoff(call.attempts));
         }
         if call.not_before > self.now {
             group.call = Some(call);
             self.wait_for_retry(site, call, "taint nodes");
             return false;
         }
-        let mut decided = false;
+        let mut decided = 0;
         for instance in group.instances.iter_mut().filter(|instance| instance.phase == InstancePhase::Waiting) {
+            // What was answered is not seen yet; what was not answered is decided on again when it is seen to be missing.
+            let done = answered && instance.held.tainted;
+            if done || decided == TAINTS_AT_ONCE {
+                continue;
+            }
             let Some(node) = self.view.node_of(&instance.id) else { continue };
             if instance.origin == Origin::WarmPool || node.unschedulable || node.scheduled_for_update {
                 continue;
             }
-            (instance.node, instance.held.tainted, decided) = (Some(node.name.clone()), true, true);
+            (instance.node, instance.held.tainted) = (Some(node.name.clone()), true);
+            decided += 1;
             self.command(&site.name, Some(instance), Action::Taint { node: node.name.clone() });
         }
         call.attempts = call.attempts.saturating_add(1);
-        group.call = decided.then_some(call);
-        !decided
+        group.call = (decided > 0).then_some(call);
+        decided == 0
     }
 
     /// Deletes the warm pool's old instances, all at once and first, as kOps does; they serve nobody.
@@ -267,33 +331,29 @@ impl Turn<'_> {
         }
         // kOps does not look here; without a wish to wait, neither does Kopsline.
         let waits = self.options.wait_for_replacement;
-        let mut down = if waits { self.down(group) } else { Ok(0) };
-        let validates = !self.options.cloudonly && self.options.fail_on_validate_error && self.options.validate_count > 0;
-        let mut blocked = validates && site.role != Role::Bastion && !self.failures(group).is_empty();
+        let mut down = if waits { self.down(group).ok() } else { Some(0) };
+        let unwell = self.unwell(group);
+        let mut blocked = unwell || (self.facts.is_err() && !self.options.cloudonly && site.role != Role::Bastion);
         for instance in group.instances.iter_mut().filter(|instance| instance.phase == InstancePhase::Waiting) {
             if in_flight >= limit || blocked {
                 break;
             }
-            // An instance that does not serve can be replaced without taking anything away.
-            let serves = self.is_in_service(&instance.id) && !instance.is_detached();
-            blocked = match &down {
-                Ok(down) => waits && serves && *down >= limit,
-                Err(Incomplete::Missing(_) | Incomplete::Short(_)) => true,
-            };
-            blocked |= !self.options.cloudonly && site.role == Role::ControlPlane && self.weak_member(&instance.id).is_some();
+            // An instance that does not serve can be replaced without taking anything away. A detached one serves, though
+            // the cloud does not count it.
+            let serves = if instance.is_detached() { !self.options.cloudonly } else { self.is_in_service(&instance.id) };
+            let counted = if serves { down } else { down.map(|_| 0) };
+            blocked = !self.may_lose(site.role, &instance.id, counted, limit);
             if blocked {
                 break;
             }
-            if let (Ok(down), true) = (&mut down, serves) {
-                *down += 1;
-            }
+            down = down.map(|down| down + usize::from(serves && waits));
             in_flight += 1;
             if let Err(error) = self.begin_instance(site, instance) {
                 group.error.get_or_insert(error);
             }
         }
         if blocked && in_flight == 0 {
-            group.gate = Some(Gate { wanted: u32::from(validates), ..self.new_gate(GateAfter::Terminating) });
+            group.gate = Some(self.gate_again(unwell));
             self.gate(group)?;
         }
         Ok(())
@@ -315,7 +375,6 @@ impl Turn<'_> {
                     self.wait_for_decision(&id);
                     return false;
                 }
-                Some(Choice::Abort) => return false,
                 Some(choice) => {
                     self.asks_no_more |= choice == Choice::Always;
                     if checkpoint {

@@ -59,6 +59,10 @@ impl Turn<'_> {
             InstancePhase::Preparing { step, call } => return self.prepare(site, instance, step, call),
             InstancePhase::Draining(drain) => return self.drain(site, instance, drain),
             InstancePhase::Settling { since } => return self.settle(site, instance, since),
+            // An abort takes back what can be seen not to have happened.
+            InstancePhase::Terminating { .. } if self.aborting && self.fresh && self.is_in_service(&instance.id) => {
+                instance.phase = InstancePhase::Waiting;
+            }
             InstancePhase::Terminating { attempts, not_before } if not_before <= self.now => {
                 instance.phase = InstancePhase::Terminating { attempts: attempts.saturating_add(1), not_before: self.now };
                 self.command(&site.name, Some(instance), Action::Terminate { instance: instance.id.clone() });
@@ -83,14 +87,18 @@ impl Turn<'_> {
         Ok(())
     }
 
-    /// Terminates a drained instance after a pause, unless the control plane has lost another member meanwhile.
+    /// Terminates a drained instance after a pause, unless its group or the control plane has lost others meanwhile.
     fn settle(&mut self, site: &Site, instance: &mut InstanceRoll, since: Timestamp) -> Result<(), GroupError> {
         let end = later(since, self.options.post_drain_delay);
         if self.now < end {
             self.wait(end, WaitReason::PostDrainDelay { group: site.name.clone(), instance: instance.id.clone() });
             return Ok(());
         }
-        let weakness = if site.role == Role::ControlPlane { self.weakness(&instance.id) } else { None };
+        let weakness = match site.role {
+            Role::ControlPlane => self.weakness(&instance.id),
+            _ if self.options.wait_for_replacement && !instance.is_detached() => self.scarcity(site, &instance.id),
+            _ => None,
+        };
         let Some(weakness) = weakness else {
             self.terminate(site, instance);
             return Ok(());

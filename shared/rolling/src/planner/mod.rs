@@ -83,14 +83,10 @@ pub fn next(state: &RollState, observation: &Observation<'_>) -> Decision {
         turn.absorb(group);
     }
     turn.take_stock(&mut next);
-    if let Some(reason) = &observation.control.aborted {
-        abort(&mut next, &mut turn, reason);
+    if let Some(reason) = observation.control.aborted.clone().or_else(|| turn.answered_abort()) {
+        abort(&mut next, &mut turn, &reason);
     }
     let end = advance(&mut next, &mut turn);
-    if let Some(reason) = turn.abort.take() {
-        abort(&mut next, &mut turn, &reason);
-        turn.wait = None;
-    }
     turn.put_back(&mut next);
     match end {
         Ok(Progress::Busy) => {}

@@ -45,6 +45,10 @@ impl Turn<'_> {
         if self.held_back() {
             return false;
         }
+        if self.unwell(group) {
+            group.gate = Some(self.gate_again(true));
+            return matches!(self.gate(group), Ok(true)) && self.surge(site, group);
+        }
         candidates.truncate(if alone { 1 } else { usize::MAX });
         for index in candidates {
             if let Some(instance) = group.instances.get_mut(index) {

@@ -15,7 +15,7 @@ use crate::kubernetes::ClusterFacts;
 use crate::options::RollOptions;
 use crate::spec::{Manager, Role};
 use crate::state::{Call, GroupRoll, InstancePhase, InstanceRoll, Origin, Outcome, RollState};
-use crate::validation::{Failure, FailureKind, validate};
+use crate::validation::{Failure, FailureKind, Leaving, validate};
 
 /// First pause before a failed call is decided on again; it doubles up to [`MAX_BACKOFF`].
 const FIRST_BACKOFF: SignedDuration = SignedDuration::from_secs(5);
@@ -27,6 +27,7 @@ const LONGEST_PENDING: SignedDuration = SignedDuration::from_mins(65);
 /// How often to look whether somebody has resumed, aborted or answered.
 const CONTROL_POLL: SignedDuration = SignedDuration::from_mins(1);
 
+#[expect(clippy::struct_excessive_bools, reason = "they are independent of each other")]
 pub(super) struct Turn<'a> {
     pub(super) options: &'a RollOptions,
     pub(super) now: Timestamp,
@@ -42,8 +43,6 @@ pub(super) struct Turn<'a> {
     pub(super) questions: Vec<Question>,
     pub(super) asks_no_more: bool,
     pub(super) checkpoint_passed: bool,
-    /// An answer stops the roll.
-    pub(super) abort: Option<String>,
     /// What was in flight is given back, not finished.
     pub(super) aborting: bool,
     /// Instances that had their turn, and all, warm ones left out.
@@ -51,7 +50,7 @@ pub(super) struct Turn<'a> {
     /// Instances that the roll takes out of service or has detached, so that they do not count as serving.
     pub(super) condemned: HashSet<String>,
     /// Those of them whose termination or detachment is decided, so that they are no members any more.
-    pub(super) leaving: HashSet<String>,
+    pub(super) leaving: BTreeMap<String, Leaving>,
     results: BTreeMap<&'a Action, &'a Result<(), CommandError>>,
     excused: HashSet<(FailureKind, String)>,
     failures: OnceCell<Vec<Failure>>,
@@ -63,6 +62,10 @@ pub(super) struct Site {
     pub(super) role: Role,
     pub(super) manager: Manager,
     pub(super) auto_scaling_group: String,
+    /// How many of its instances may be down at once.
+    pub(super) limit: usize,
+    /// How many it lacked from the beginning.
+    pub(super) lacking: usize,
 }
 
 /// How far a call is.
@@ -101,11 +104,10 @@ impl<'a> Turn<'a> {
             questions: Vec::new(),
             asks_no_more: false,
             checkpoint_passed: false,
-            abort: None,
             aborting: false,
             replaced: (0, 0),
             condemned: HashSet::new(),
-            leaving: HashSet::new(),
+            leaving: BTreeMap::new(),
             results: observation.results.iter().map(|result| (&result.command.action, &result.result)).collect(),
             excused: HashSet::new(),
             failures: OnceCell::new(),
@@ -128,7 +130,7 @@ impl<'a> Turn<'a> {
         if state.baseline.is_none()
             && let Ok(facts) = self.facts
         {
-            let mut failures = validate(self.inventory, facts, &HashSet::new(), 0);
+            let mut failures = validate(self.inventory, facts, &BTreeMap::new(), 0);
             failures.retain(|failure| failure.is_excusable(self.inventory));
             if !failures.is_empty() {
                 self.tell(What::Baseline { failures: failures.clone() });
@@ -147,11 +149,15 @@ impl<'a> Turn<'a> {
             }
             // Those that are gone for certain need not be remembered: a long roll has thousands of them.
             if instance.gone.is_none() {
-                let leaves = instance.phase.is_condemned() || instance.detached.is_some();
-                if leaves {
-                    self.leaving.insert(instance.id.clone());
+                let leaving = match (instance.phase.is_condemned(), instance.detached.is_some()) {
+                    (true, _) => Some(Leaving::Terminated),
+                    (false, true) => Some(Leaving::Detached),
+                    (false, false) => None,
+                };
+                if let Some(leaving) = leaving {
+                    self.leaving.insert(instance.id.clone(), leaving);
                 }
-                if leaves || instance.phase.is_in_flight() {
+                if leaving.is_some() || instance.phase.is_in_flight() {
                     self.condemned.insert(instance.id.clone());
                 }
             }
@@ -195,7 +201,14 @@ impl<'a> Turn<'a> {
             Some(cloud) => cloud.auto_scaling_group.clone(),
             None => group.role.auto_scaling_group_name(&group.name, &self.inventory.cluster.name),
         };
-        Site { name: group.name.clone(), role: group.role, manager: group.manager, auto_scaling_group }
+        Site {
+            name: group.name.clone(),
+            role: group.role,
+            manager: group.manager,
+            auto_scaling_group,
+            limit: group.limit(self.options),
+            lacking: group.lacking,
+        }
     }
 
     /// Decides on a command.
@@ -278,11 +291,16 @@ impl<'a> Turn<'a> {
         let group = question.group.clone();
         self.questions.retain(|question| question.id != id);
         self.tell_of(&group, None, What::Decided { question: id.to_owned(), choice, by: by.clone() });
-        if choice == Choice::Abort {
-            let by = if by.is_empty() { "the deadline of a question".to_owned() } else { by };
-            self.abort = Some(format!("{by} answered question {id} with abort"));
-        }
         Some(choice)
+    }
+
+    /// Who answered a question so that the roll stops.
+    pub(super) fn answered_abort(&mut self) -> Option<String> {
+        let aborts = |question: &&Question| self.control.answer(&question.id).is_some_and(|answer| answer.choice == Choice::Abort);
+        let id = self.questions.iter().find(aborts)?.id.clone();
+        let by = self.control.answer(&id).map(|answer| answer.by.clone()).filter(|by| !by.is_empty());
+        self.decided(&id);
+        Some(format!("{} answered question {id} with abort", by.unwrap_or_else(|| "somebody".to_owned())))
     }
 
     /// Waits for the answer to an open question.

@@ -1,12 +1,17 @@
 //! Giving back: what a roll did to a group and its instances and did not need in the end. Nothing that was so before the
 //! roll is touched.
 
+use jiff::SignedDuration;
+
 use super::later;
 use super::turn::{Called, Site, Turn, backoff};
 use super::wait::WaitReason;
 use crate::command::{Action, Refusal};
 use crate::event::What;
 use crate::state::{Call, GroupError, GroupPhase, GroupRoll, Held, InstancePhase, InstanceRoll};
+
+/// How long to try to give something back.
+const LONGEST: SignedDuration = SignedDuration::from_hours(1);
 
 impl Turn<'_> {
     /// Ends a group: resumes `AZRebalance` if the roll suspended it, and, where the group stopped, gives back the instances
@@ -118,14 +123,14 @@ impl Turn<'_> {
         instance.phase = InstancePhase::Returning { why, call };
     }
 
-    /// What became of giving something back; given up after `validation_timeout`.
+    /// What became of giving something back; given up in the end.
     fn given_back(&mut self, site: &Site, instance: Option<&InstanceRoll>, call: Call, action: &Action) -> Called {
         match self.result(action) {
             Some(Ok(())) => Called::Done,
             Some(Err(error)) => {
                 self.refused(&site.name, instance, action, error);
                 let may_pass = error.kind != Refusal::Permanent;
-                if may_pass && self.now.duration_since(call.since) < self.options.validation_timeout {
+                if may_pass && self.now.duration_since(call.since) < LONGEST {
                     return Called::Busy;
                 }
                 let what = instance.map_or(site.auto_scaling_group.as_str(), |instance| instance.id.as_str());

@@ -4,7 +4,7 @@ use std::cell::OnceCell;
 use std::collections::HashMap;
 
 use super::Observation;
-use super::turn::Turn;
+use super::turn::{Site, Turn};
 use crate::inventory::{CloudGroup, Instance, Inventory, Status};
 use crate::kubernetes::{BudgetFacts, ClusterFacts, NodeFacts, PodFacts};
 use crate::spec::{Manager, Role};
@@ -142,24 +142,43 @@ impl<'a> Turn<'a> {
         self.view.instance(id).is_some_and(|instance| instance.in_service)
     }
 
-    /// What speaks against terminating the control-plane member `id` now.
+    /// What speaks against taking the control-plane member `id` out of service now: another one is weak or missing.
     pub(super) fn weakness(&self, id: &str) -> Option<String> {
         if let Some(member) = self.weak_member(id) {
             return Some(format!("control-plane member {member} is not in service and ready"));
         }
-        let short = self.control_plane().filter_map(|cloud| self.shortfall(cloud, 0));
-        let missing: usize = short.map(|short| short.target - short.in_service).sum();
-        // The member itself does not count any more.
-        (missing > 1).then(|| format!("{} other control-plane members are missing", missing - 1))
+        let missing: usize = self
+            .control_plane()
+            .map(|cloud| {
+                let own = usize::from(cloud.instances().any(|instance| instance.id == id && instance.status != Status::Detached));
+                let others = cloud.instances().filter(|instance| instance.id != id && self.serves(instance)).count();
+                (cloud.target as usize).saturating_sub(own + others)
+            })
+            .sum();
+        match missing {
+            0 => None,
+            1 => Some("another control-plane member is missing".to_owned()),
+            _ => Some(format!("{missing} other control-plane members are missing")),
+        }
+    }
+
+    /// What speaks against terminating an instance of another group: so many others are missing that it would be too many.
+    pub(super) fn scarcity(&self, site: &Site, id: &str) -> Option<String> {
+        let cloud = self.inventory.groups.get(&site.name).filter(|cloud| cloud.spec.manager != Manager::Karpenter)?;
+        let target = (cloud.target as usize).saturating_sub(site.lacking);
+        let others = cloud.instances().filter(|instance| instance.id != id && self.serves(instance)).count();
+        let missing = target.saturating_sub(others + 1);
+        let is_scarce = self.is_in_service(id) && missing >= site.limit;
+        is_scarce.then(|| format!("{missing} other instances of {} are missing, and {} may be down", site.name, site.limit))
     }
 
     /// A control-plane member, other than `id`, without which `id` must not go: not in service, not ready, or about to go
-    /// itself. Members that are missing are counted by [`Self::complete`].
-    pub(super) fn weak_member(&self, id: &str) -> Option<String> {
+    /// itself. Members that are missing are not looked for here.
+    fn weak_member(&self, id: &str) -> Option<String> {
         let members = self.control_plane().flat_map(CloudGroup::instances);
         let others = members.filter(|member| member.id != id && !member.warm && member.status != Status::Detached);
         let is_strong = |member: &Instance| self.serves(member) && self.view.node_of(&member.id).is_some_and(|node| node.ready);
-        let weak = others.filter(|member| !self.leaving.contains(&member.id)).find(|member| !is_strong(member))?;
+        let weak = others.filter(|member| !self.leaving.contains_key(&member.id)).find(|member| !is_strong(member))?;
         Some(weak.id.clone())
     }
 }

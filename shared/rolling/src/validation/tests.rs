@@ -91,7 +91,7 @@ impl Case {
     }
 
     fn tolerating(&self, max_unready: usize) -> Vec<Failure> {
-        validate(&self.inventory, &self.facts, &HashSet::new(), max_unready)
+        validate(&self.inventory, &self.facts, &BTreeMap::new(), max_unready)
     }
 }
 
@@ -165,7 +165,7 @@ fn critical_pods_that_are_not_well() {
         ] {
             let message = format!("{priority} pod \"pod\" {problem}");
             let expected = failure(FailureKind::Pod, "kube-system/pod", &message, group);
-            assert_eq!(node().pod("kube-system", "pod", priority, phase, ready, "node-1a").failures(), [expected.clone()]);
+            assert_eq!(node().pod("kube-system", "pod", priority, phase, ready, "node-1a").failures(), std::slice::from_ref(&expected));
             assert_eq!(
                 node().pod("kube-system", "pod", priority, phase, ready, "").failures(),
                 [Failure { group: None, ..expected.clone() }],
@@ -294,14 +294,25 @@ fn what_is_about_to_go_is_no_member() {
         false,
         "b",
     );
-    let leaving = HashSet::from(["i-b".to_owned()]);
+    let leaving = BTreeMap::from([("i-b".to_owned(), Leaving::Terminated)]);
     let failures = validate(&case.inventory, &case.facts, &leaving, 0);
     assert_eq!(failures.iter().map(|failure| failure.name.as_str()).collect::<Vec<_>>(), ["kube-system/coredns"]);
-    let leaving = HashSet::from(["i-a".to_owned(), "i-b".to_owned()]);
+    let leaving = BTreeMap::from(["i-a", "i-b"].map(|id| (id.to_owned(), Leaving::Terminated)));
     assert_eq!(
         validate(&case.inventory, &case.facts, &leaving, 0)[0].message,
         r#"InstanceGroup "node-1" did not have enough nodes 1 vs 2"#
     );
+}
+
+/// As in kOps, which looks at the nodes of detached instances, too.
+#[test]
+fn the_node_of_a_detached_instance_must_be_ready() {
+    let case = workers(2, &[("a", Is::Ready), ("b", Is::NotReady), ("c", Is::Ready)]);
+    let leaving = BTreeMap::from([("i-b".to_owned(), Leaving::Detached)]);
+    let failures = validate(&case.inventory, &case.facts, &leaving, 0);
+    assert_eq!(failures.iter().map(|failure| failure.name.as_str()).collect::<Vec<_>>(), ["b"]);
+    let leaving = BTreeMap::from(["i-b", "i-c"].map(|id| (id.to_owned(), Leaving::Detached)));
+    assert_eq!(validate(&case.inventory, &case.facts, &leaving, 0)[0].kind, FailureKind::InstanceGroup);
 }
 
 #[test]
