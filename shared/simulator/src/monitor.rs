@@ -303,14 +303,7 @@ impl Monitor {
         if !stored.is_some_and(|state| is_intended(state, command, world)) {
             self.broken(Rule::Intent, now, format!("{:?} without a stored intent", command.action));
         }
-        let instance = match &command.action {
-            Action::Terminate { instance } | Action::Detach { instance, .. } | Action::Deregister { instance, .. } => {
-                world.instance(instance)
-            }
-            Action::Cordon { node } => world.node(node).map(|node| world.nodes[node].instance),
-            _ => None,
-        };
-        let Some(id) = instance else { return };
+        let Some(id) = concerned(world, &command.action) else { return };
         let instance = &world.instances[id];
         let group = world.groups[instance.group].spec.name.clone();
         if !self.selected.contains(&instance.id) {
@@ -319,6 +312,9 @@ impl Monitor {
         }
         if group != command.group {
             self.broken(Rule::Contract, now, format!("{:?} is said to be of {}, not of {group}", command.action, command.group));
+        }
+        if matches!(command.action, Action::Taint { .. } | Action::MarkDetached { .. }) {
+            return;
         }
         if self.warm.contains(&instance.id) || !instance.alive() {
             return;
@@ -335,6 +331,32 @@ impl Monitor {
                 self.broken(Rule::Contract, now, format!("{:?} while the roll unwinds", command.action));
             }
             self.starting(world, id, &group, view, matches!(command.action, Action::Detach { .. }));
+            // What was cordoned before cannot be seen to be taken by its cordon.
+            let is_cordoned = instance.node.is_some_and(|node| world.nodes[node].cordoned);
+            if is_cordoned && !matches!(command.action, Action::Detach { .. }) {
+                self.take(world, id, view);
+            }
+        }
+        self.check_prepared(world, id, &command.action, view);
+    }
+
+    /// Nothing is evicted from a node that still takes pods, and nothing is terminated that still gets connections.
+    fn check_prepared(&mut self, world: &World, id: InstanceId, action: &Action, view: &View) {
+        let instance = &world.instances[id];
+        let group = &world.groups[instance.group];
+        if !self.cluster || !self.options.fail_on_drain_error || group.spec.role == Role::Bastion || !self.seen_as_node(world, id, view) {
+            return;
+        }
+        let schedulable = instance.node.is_some_and(|node| !world.nodes[node].cordoned && !world.nodes[node].removed);
+        let ends = matches!(action, Action::Terminate { .. });
+        if schedulable && (ends || matches!(action, Action::Evict { .. } | Action::DeletePod { .. })) {
+            self.broken(Rule::Drained, world.now(), format!("{action:?}, while its node still takes pods"));
+        }
+        let serves_api = |role| matches!(role, Role::ControlPlane | Role::ApiServer);
+        let api_servers: u32 = self.spec.groups.iter().filter(|group| serves_api(group.role)).map(|group| group.min_size).sum();
+        let exempt = group.spec.manager == Manager::Karpenter || (serves_api(group.spec.role) && api_servers <= 1);
+        if ends && !exempt && instance.balancer != Balancer::Out {
+            self.broken(Rule::Drained, world.now(), format!("{} is terminated while it still gets connections", instance.id));
         }
     }
 
@@ -354,13 +376,18 @@ impl Monitor {
         if !self.cluster || role == Role::Bastion {
             return;
         }
-        // The slots of a surge are taken at once, but for the first where nothing is up to date.
-        let begun = surges && self.detached.contains_key(group);
         // Without validations after each step only the one before a group remains.
-        let validates = self.options.fail_on_validate_error && (self.options.validate_count > 0 || !self.removals.contains_key(group));
-        if validates && !begun {
+        let validates = self.options.fail_on_validate_error && (self.options.validate_count > 0 || !self.has_lost(world, group));
+        // A surge takes nothing away.
+        if validates && !surges {
             self.check_health(now, name, group, view);
         }
+    }
+
+    /// Whether the group has lost an instance to the roll, or one in the middle of its drain.
+    fn has_lost(&self, world: &World, group: &str) -> bool {
+        let died = |id: &InstanceId| !world.instances[*id].alive() && self.group_of(world, *id) == group;
+        self.removals.contains_key(group) || self.begun.iter().any(died)
     }
 
     fn check_health(&mut self, now: Moment, name: &str, group: &str, view: &View) {
@@ -374,7 +401,9 @@ impl Monitor {
         }
         let wanted = self.options.validate_count as usize;
         // What was decided in one go with the last removal was decided on an earlier look.
-        if self.removals.get(group).is_some_and(|removed| *removed < view.at) && wanted > 0 {
+        // Where several are in hand, one may go while the cluster is looked at for another.
+        let one_by_one = self.starts.get(group).is_some_and(|start| start.allowed == 1);
+        if self.removals.get(group).is_some_and(|removed| *removed < view.at) && wanted > 0 && one_by_one {
             let (mut run, mut longest, mut last) = (0, 0, None);
             for view in self.views.iter().rev().filter(|view| last.replace(view.at) != Some(view.at)) {
                 run = if ailing(view).is_none() { run + 1 } else { 0 };
@@ -686,6 +715,27 @@ impl Monitor {
 
 fn on_instance(world: &World, pod: crate::arena::PodId) -> &str {
     world.pods[pod].node.map_or("", |node| &world.instances[world.nodes[node].instance].id)
+}
+
+/// The instance that a command takes something away from.
+fn concerned(world: &World, action: &Action) -> Option<InstanceId> {
+    let of_node = |node: &str| world.node(node).map(|node| world.nodes[node].instance);
+    match action {
+        Action::Terminate { instance }
+        | Action::MarkDetached { instance, .. }
+        | Action::Detach { instance, .. }
+        | Action::Deregister { instance, .. } => world.instance(instance),
+        Action::Taint { node } | Action::Cordon { node } | Action::ExcludeFromLoadBalancers { node } => of_node(node),
+        Action::Evict { pod } | Action::DeletePod { pod } => {
+            world.pod(pod).and_then(|pod| world.pods[pod].node).map(|node| world.nodes[node].instance)
+        }
+        Action::SuspendRebalance { .. }
+        | Action::ResumeRebalance { .. }
+        | Action::Untaint { .. }
+        | Action::Uncordon { .. }
+        | Action::IncludeInLoadBalancers { .. }
+        | Action::Register { .. } => None,
+    }
 }
 
 /// Whether a state says that a command may be under way.

@@ -150,8 +150,11 @@ impl<'a> Reading<'a> {
             for (id, attached, warm) in members {
                 match nodes.get(id) {
                     Some(node) => {
+                        // Nothing is expected of what is detached: it is about to go.
+                        if !attached && !warm {
+                            continue;
+                        }
                         of_node.insert(&node.name, group);
-                        // Detached ones are examined too, once they are nodes.
                         if !node.ready && group.role != Role::Bastion {
                             self.ail(group, format!("node {} is not ready", node.name), 0);
                         }

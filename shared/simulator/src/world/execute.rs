@@ -186,11 +186,16 @@ impl World {
         self.instance(id).filter(|&id| self.instances[id].alive())
     }
 
-    /// The pod that a command names, unless it is gone or going.
-    fn named(&self, wanted: &PodRef) -> Option<PodId> {
+    /// The pod that a command names, unless it is gone.
+    pub fn pod(&self, wanted: &PodRef) -> Option<PodId> {
         let place: u32 = wanted.uid.strip_prefix("uid-")?.parse().ok()?;
         let id = PodId::new(place);
-        ((place as usize) < self.pods.len() && self.live_pods.contains(&id) && self.pods[id].deleting.is_none()).then_some(id)
+        ((place as usize) < self.pods.len() && self.live_pods.contains(&id)).then_some(id)
+    }
+
+    /// The pod that a command names, unless it is gone or going.
+    fn named(&self, wanted: &PodRef) -> Option<PodId> {
+        self.pod(wanted).filter(|id| self.pods[*id].deleting.is_none())
     }
 
     fn deregister(&mut self, instance: &str) -> Outcome {
