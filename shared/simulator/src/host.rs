@@ -12,6 +12,7 @@ use kopsline_rolling::{
     next, preview,
 };
 
+use crate::faults::Faults;
 use crate::happening::What;
 use crate::monitor::{Monitor, Rule, View, Violation};
 use crate::person::{Person, Wishes};
@@ -173,7 +174,8 @@ impl<'a> Host<'a> {
             preview(&inventory, &drive.options.selection, drive.options.force).ok()
         });
         world.advance(drive.wishes.approval_takes);
-        let monitor = Monitor::new(&world, &drive.options);
+        let quiet = world.faults == Faults::default() && drive.kill == Kill::Never && drive.flaw == Flaw::None;
+        let monitor = Monitor::new(&world, &drive.options, quiet);
         let person = Person::new(&world, &drive.wishes);
         let random = Random::of(world.seed(), u64::MAX);
         Self {

@@ -18,7 +18,7 @@ use crate::world::{Balancer, Effect, Executed, Life, Moment, World};
 pub enum Rule {
     /// Only what was to be replaced is touched.
     Selected,
-    /// Nothing is terminated twice.
+    /// Nothing is terminated again whose end was confirmed.
     Once,
     /// Never more of a group is down than its surge and maxUnavailable allow.
     Availability,
@@ -148,13 +148,13 @@ pub struct Monitor {
     force_answered: BTreeSet<String>,
     /// Effects that the history tells of.
     told: BTreeSet<Action>,
+    /// Nothing goes wrong, so that nothing need be asked for twice.
+    quiet: bool,
 }
 
-const TOLD: bool = true;
-
 impl Monitor {
-    /// A monitor of a world in which nothing has been done yet.
-    pub fn new(world: &World, options: &RollOptions) -> Self {
+    /// A monitor of a world in which nothing has been done yet; `quiet` if nothing goes wrong in it.
+    pub fn new(world: &World, options: &RollOptions, quiet: bool) -> Self {
         let mut before = Before::default();
         for (id, node) in world.live_nodes() {
             if node.cordoned {
@@ -193,6 +193,7 @@ impl Monitor {
             surge_failed: BTreeSet::new(),
             force_answered: BTreeSet::new(),
             told: BTreeSet::new(),
+            quiet,
         }
     }
 
@@ -424,8 +425,14 @@ impl Monitor {
         if matches!(command.action, Action::Detach { .. }) && executed.effect.is_none() {
             self.surge_failed.insert(command.group.clone());
         }
-        if TOLD && executed.effect.is_some() && !self.told.contains(&command.action) {
+        if executed.effect.is_some() && !self.told.contains(&command.action) {
             self.broken(Rule::Intent, world.now(), format!("the history does not tell of {:?}", command.action));
+        }
+        if let (Action::Terminate { instance }, None, Ok(())) = (&command.action, &executed.effect, &executed.result)
+            && self.quiet
+            && world.instance(instance).is_some_and(|id| self.taken.get(&id).is_some_and(|taken| taken.terminated.is_some()))
+        {
+            self.broken(Rule::Once, world.now(), format!("{instance} is terminated again, though its end was confirmed"));
         }
         match &executed.effect {
             Some(Effect::Cordoned(node)) => self.take(world, world.nodes[*node].instance, view),
@@ -614,10 +621,7 @@ impl Monitor {
             return;
         }
         if let Some(taken) = self.taken.get_mut(&id) {
-            if taken.terminated.replace(now).is_some() {
-                let message = format!("{} was terminated twice", world.instances[id].id);
-                self.broken(Rule::Once, now, message);
-            }
+            taken.terminated = Some(now);
         }
         self.removals.insert(name, now);
         self.views.clear();
