@@ -413,6 +413,7 @@ mod tests {
             },
         }));
         let expected = PodFacts {
+            created: None,
             namespace: "kube-system".to_owned(),
             name: "p".to_owned(),
             uid: "u".to_owned(),
