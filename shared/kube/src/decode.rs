@@ -398,6 +398,7 @@ mod tests {
                 "namespace": "kube-system", "name": "p", "uid": "u", "labels": {"k8s-app": "p"},
                 "annotations": {"kubernetes.io/config.mirror": "abc"},
                 "ownerReferences": [{"kind": "Lease", "name": "l"}, {"kind": "DaemonSet", "name": "d", "controller": true}],
+                "creationTimestamp": "2026-11-20T08:00:00Z",
                 "deletionTimestamp": "2026-11-25T12:00:30Z", "deletionGracePeriodSeconds": 30,
             },
             "spec": {
@@ -413,7 +414,7 @@ mod tests {
             },
         }));
         let expected = PodFacts {
-            created: None,
+            created: Some("2026-11-20T08:00:00Z".parse().unwrap()),
             namespace: "kube-system".to_owned(),
             name: "p".to_owned(),
             uid: "u".to_owned(),
