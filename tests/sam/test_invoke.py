@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import tempfile
 import unittest
+import urllib.request
 from pathlib import Path
 
 from sam.docker import Docker, DockerMissing
@@ -86,7 +87,10 @@ class SamLocalInvoke(unittest.TestCase):
             *("--content", str(cls.content()), "--replace", "https://kops-files.example.com={files_url}"),
         )
         cls.addClassCleanup(cls.stack.stop)
+        cls.forwarder = Forwarder(cls.docker.bridge_address(cls.image))
+        cls.addClassCleanup(cls.forwarder.close)
         cls.template = cls.template_for_containers()
+        cls.commit = cls.commit_for_containers()
 
     @staticmethod
     def parameters():
@@ -109,20 +113,29 @@ class SamLocalInvoke(unittest.TestCase):
 
         sam passes on only variables that the template names, and loopback is the container's own there.
         """
-        forwarder = Forwarder(cls.docker.bridge_address(cls.image))
-        cls.addClassCleanup(forwarder.close)
         template = parse((cls.built / "template.yaml").read_text())
         functions = cls.stack.aws("lambda")
         for name in FUNCTIONS:
             deployed = functions.get_function_configuration(FunctionName=cls.stack.report["functions"][f"{name}Function"])
             properties = template["Resources"][f"{name}Function"]["Properties"]
             properties["CodeUri"] = str(cls.built / f"{name}Function")
-            variables = {key: forwarder.reachable(value) for key, value in deployed["Environment"]["Variables"].items()}
+            variables = {key: cls.forwarder.reachable(value) for key, value in deployed["Environment"]["Variables"].items()}
             properties["Environment"] = {"Variables": variables}
         template["Globals"]["Function"].pop("Environment")
         path = cls.folder / "template.json"
         path.write_text(json.dumps(template))
         return path
+
+    @classmethod
+    def commit_for_containers(cls):
+        """The id of a commit whose manifest names the file server as kops in a container reaches it."""
+        gitlab = cls.stack.report["gitlab"]
+        git = ["git", "--git-dir", gitlab["repository"]]
+        manifest = subprocess.check_output([*git, "show", f"{gitlab['default_branch']}:cluster.yaml"], text=True)
+        order = {"project": gitlab["project"], "files": {"cluster.yaml": cls.forwarder.reachable(manifest)}}
+        request = urllib.request.Request(f"{gitlab['url']}/_control/commit", json.dumps(order).encode(), {"content-type": "application/json"})
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return json.loads(answer.read())["after"]
 
     def invoke(self, function, given):
         """The function's answer. sam ends well even when the function fails: its answer tells."""
@@ -140,16 +153,18 @@ class SamLocalInvoke(unittest.TestCase):
                 return json.loads(line)
         self.fail(f"{function} answered nothing:\n{done.stdout}\n{done.stderr[-4000:]}")
 
+    def invoke_all(self, given):
+        """The answers to (function, event) pairs, two at a time: a container takes more waiting than work."""
+        with concurrent.futures.ThreadPoolExecutor(2) as pool:
+            return list(pool.map(lambda pair: self.invoke(pair[0], event(pair[1])), given))
+
     def push(self, **headers):
-        """A push of the sample repository's first commit, proven by the token."""
+        """A push of the sample repository, proven by the token."""
         gitlab = self.stack.report["gitlab"]
-        commit = subprocess.check_output(
-            ["git", "--git-dir", gitlab["repository"], "rev-parse", gitlab["default_branch"]], text=True
-        ).strip()
         push = event("webhook-push")
         body = json.loads(push["body"])
         for key in ("after", "checkout_sha"):
-            body[key] = commit
+            body[key] = self.commit
         body["before"] = "0" * 40
         body["ref"] = f"refs/heads/{gitlab['default_branch']}"
         body["project_id"] = body["project"]["id"] = gitlab["project_id"]
@@ -163,19 +178,17 @@ class SamLocalInvoke(unittest.TestCase):
             self.assertTrue(os.access(self.built / f"{name}Function/bootstrap", os.X_OK), name)
 
     def test_forged_and_unproven_deliveries(self):
-        self.assertEqual(self.invoke("Webhook", event("webhook-forged"))["statusCode"], 401)
-        self.assertEqual(self.invoke("Webhook", event("webhook-push"))["statusCode"], 401)
+        answers = self.invoke_all([("Webhook", "webhook-forged"), ("Webhook", "webhook-push")])
+        self.assertEqual([answer["statusCode"] for answer in answers], [401, 401])
 
     def test_malformed_events(self):
         names = FUNCTIONS[1:]
-        with concurrent.futures.ThreadPoolExecutor(2) as pool:
-            answers = list(pool.map(lambda name: self.invoke(name, event("malformed")), names))
-        for name, answer in zip(names, answers, strict=True):
+        for name, answer in zip(names, self.invoke_all([(name, "malformed") for name in names]), strict=True):
             self.assertEqual(answer.get("errorType"), "Kopsline.BadInput", f"{name}: {answer}")
 
     def test_events_of_an_unknown_run(self):
-        for function, name in (("Replace", "replace-restore"), ("Roll", "roll-step"), ("Console", "console-decide")):
-            answer = self.invoke(function, event(name))
+        given = [("Replace", "replace-restore"), ("Roll", "roll-step"), ("Console", "console-decide")]
+        for (function, _), answer in zip(given, self.invoke_all(given), strict=True):
             self.assertRegex(answer.get("errorType", ""), r"^Kopsline\.", f"{function}: {answer}")
 
     def test_a_whole_run(self):
@@ -192,7 +205,7 @@ class SamLocalInvoke(unittest.TestCase):
             ("Plan", "plan", "changes"),
             ("Update", "update", "applied"),
             ("Roll", "roll-preview", "nothing"),
-            ("Console", "console-finish", "finished"),
+            ("Console", "console-finish", "succeeded"),
         ):
             changes = {"run": run} | ({"execution": execution} if name == "replace-commit" else {})
             answer = self.invoke(function, event(name, **changes))
