@@ -7,6 +7,7 @@ import statistics
 import subprocess
 import time
 
+from tools.benchmark.runtime import peak_memory
 from tools.benchmark.table import megabytes, say, seconds
 from tools.benchmark.workplace import DEMO, DEMO_NAME, FUNCTIONS, INTERVALS
 
@@ -44,6 +45,7 @@ def runs(table, workplace, rounds):
     say("      what takes long is kops against emulated AWS, and the intervals between instances")
     found = {phase: [] for phase in PHASES}
     kops_peak = 0
+    workplace.fill_kops_cache()
     for number, ours in enumerate(names(rounds)):
         theirs = ours.replace("ours", "bare")
         for phase, change in PHASES.items():
@@ -136,9 +138,8 @@ def _peaks(workplace):
             name = next(v for v in variables if v.startswith(b"AWS_LAMBDA_FUNCTION_NAME=")).decode().lower()
             if home not in variables:
                 continue
-            status = dict(line.split(":", 1) for line in (folder / "status").read_text().splitlines())
             function = next(function for function in FUNCTIONS if function in name)
-            peaks[function] = max(peaks.get(function, 0), int(status["VmHWM"].split()[0]) * 1024)
+            peaks[function] = max(peaks.get(function, 0), peak_memory(folder.name))
         except (OSError, StopIteration):
             continue
     return {function: peaks[function] for function in FUNCTIONS if function in peaks}

@@ -1,9 +1,11 @@
 """The local stack with everything deployed, and the repository of the clusters that are measured."""
 
+import hashlib
 import json
 import os
 import pathlib
 import re
+import shutil
 import subprocess
 import time
 import urllib.request
@@ -13,7 +15,7 @@ from stack.test_stack import Running
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 FUNCTIONS = ["webhook", "replace", "plan", "update", "roll", "console"]
-BINARIES = ROOT / f"target/lambda-{deploy.architecture()}"
+BINARIES = pathlib.Path(os.environ.get("KOPSLINE_FUNCTIONS") or ROOT / f"target/lambda-{deploy.architecture()}")
 KOPS_VERSION = re.search(r"k8s\.io/kops v(\S+)", (ROOT / "tools/kops/go.mod").read_text())[1]
 STATE_STORE = "kops-state"
 DEMO = (ROOT / "tests/fixtures/demo/cluster.yaml").read_text()
@@ -52,13 +54,14 @@ class Workplace:
         content.mkdir()
         # JSON is YAML.
         (content / "kopsline.yaml").write_text(json.dumps({"version": 1, "clusters": clusters}, indent=2))
-        kops = ["--kops", f"{KOPS_VERSION}={os.environ['STACK_KOPS']}"] if os.environ.get("STACK_KOPS") else []
         self.home = home
+        self.kops_cache = home / "kops-cache"
         self.stack = Running(
             home / "stack",
             *("--template", str(ROOT / "template.yaml"), "--functions", str(BINARIES)),
             *("--values", str(ROOT / "tests/stack/kopsline-values.json"), "--content", str(content)),
-            *("--env", f"KOPSLINE_CACHE_DIR={home / 'kops-cache'}", *kops),
+            *("--env", f"KOPSLINE_CACHE_DIR={self.kops_cache}"),
+            *("--kops", f"{KOPS_VERSION}={os.environ['STACK_KOPS']}"),
         )
         self.report = self.stack.report
         self.gitlab = self.report["gitlab"]
@@ -80,6 +83,23 @@ class Workplace:
             timeout = client.get_function_configuration(FunctionName=name)["Timeout"]
             client.update_function_configuration(FunctionName=name, Timeout=timeout)
             client.get_waiter("function_updated_v2").wait(FunctionName=name, WaiterConfig={"Delay": 0.2})
+
+    def fill_kops_cache(self):
+        """Puts kops where functions keep it, as an invocation before left it; they verify it all the same."""
+        kops = pathlib.Path(os.environ["STACK_KOPS"])
+        folder = self.kops_cache / KOPS_VERSION / "linux" / deploy.KOPS_ARCHITECTURES[deploy.architecture()]
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(kops, folder / "kops")
+        with kops.open("rb") as file:
+            (folder / "kops.sha256").write_text(hashlib.file_digest(file, "sha256").hexdigest())
+
+    def empty_kops_cache(self):
+        shutil.rmtree(self.kops_cache, ignore_errors=True)
+
+    def logged(self, function):
+        """What a function logged so far, line by line."""
+        lines = pathlib.Path(self.report["function_logs"][f"{function.capitalize()}Function"]).read_text().splitlines()
+        return [json.loads(line) for line in lines if line.startswith('{"timestamp"')]
 
     def manifest(self, text):
         """The text of a manifest for this stack."""

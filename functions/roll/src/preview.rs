@@ -22,7 +22,7 @@ impl Roll {
         self.runs.put_text(id, "roll/preview.txt", preview.table()).await?;
         self.runs.put_document(id, "roll/preview.json", &preview).await?;
 
-        let note = note(&preview);
+        let (note, now) = (note(&preview), Timestamp::now());
         self.runs.change(id, |record| record.leave(Stage::RollPreview, StageState::Succeeded, note.clone(), now)).await?;
         self.runs.event(id, now, Some(Stage::RollPreview), "roll-previewed", note).await?;
         if !preview.required {
