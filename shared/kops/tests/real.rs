@@ -53,8 +53,10 @@ impl World {
             .build();
         let client = aws_sdk_s3::Client::from_conf(config);
         let bucket = format!("kops-{name}-{}", std::process::id());
-        let location = CreateBucketConfiguration::builder().location_constraint(region.as_str().into()).build();
-        client.create_bucket().bucket(&bucket).create_bucket_configuration(location).send().await.unwrap();
+        // S3 knows no constraint of that name: it is where buckets without one are.
+        let location =
+            (region != "us-east-1").then(|| CreateBucketConfiguration::builder().location_constraint(region.as_str().into()).build());
+        client.create_bucket().bucket(&bucket).set_create_bucket_configuration(location).send().await.unwrap();
 
         // kops asks for the checksums of the files that machines fetch.
         let files = MockServer::start().await;

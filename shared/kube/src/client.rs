@@ -280,9 +280,9 @@ impl Kubernetes for KubeClient {
     async fn evict(&self, pod: &PodRef) -> Result<(), KubeError> {
         let body = json!({
             "apiVersion": "policy/v1",
-            "kind": "Eviction",
-            "metadata": {"namespace": pod.namespace, "name": pod.name},
             "deleteOptions": {"preconditions": {"uid": pod.uid}},
+            "kind": "Eviction",
+            "metadata": {"name": pod.name, "namespace": pod.namespace},
         });
         let message = Message { method: Method::POST, path: format!("{}/eviction", pod_path(pod)), body: Some((JSON, body)) };
         self.for_pod("evicting", pod, &message).await
