@@ -42,13 +42,14 @@ LAMBDA_TRANSIENT = {
 }  # fmt: skip
 
 # What an expression may read, by the field it stands in. Everything else would let a document through.
-FLAGS = {"run", "resume", "part", "approval", "decision", "comment", "by", "wait_seconds", "approval_timeout_seconds"}
+FLAGS = {"run", "resume", "part", "phase", "upgrade", "approval", "decision", "comment", "by", "order", "gate"}
+FLAGS |= {"wait_seconds", "approval_timeout_seconds", "timeout_seconds"}
 CONTEXT = {"Execution.Id", "State.EnteredTime", "Task.Token", "StateMachine.Id"}
 ERROR = {"states.errorOutput.Error", "states.errorOutput.Cause", "states.input.Error", "states.input.Cause"}
 SMALL = {f"states.input.{name}" for name in FLAGS} | {f"states.context.{name}" for name in CONTEXT}
 READABLE = {
     "Arguments": SMALL,
-    "Assign": SMALL | ERROR | {"states.result.Payload.outcome", "states.result.Output.result"},
+    "Assign": SMALL | ERROR | {"states.result.Payload.outcome", "states.result.Payload.upgrade", "states.result.Output.result"},
     # A function's answer is a handful of flags by contract; it is the next state's input.
     "Output": SMALL | ERROR | {"states.result.Payload", "states.result", "states.input"},
 }

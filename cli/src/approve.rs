@@ -1,11 +1,12 @@
-//! `kopsline approve` and `kopsline reject`: a person's answer, by way of the `approve` state machine.
+//! `kopsline approve`, `reject`, `answer`, `pause`, `resume` and `abort`: what a person says, by way of the `approve` state
+//! machine.
 
 use std::io::{IsTerminal, Write as _};
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow, bail};
 use jiff::Timestamp;
-use kopsline_core::{Approval, ApprovalId, Decision, Gate, Run};
+use kopsline_core::{Approval, ApprovalId, Decision, Gate, Order, Run, RunId};
 use kopsline_state::Runs;
 use serde_json::{Value, json};
 
@@ -24,6 +25,33 @@ const PLAN_LINES: usize = 60;
 pub(crate) struct Args {
     /// The approval, as `kopsline status` shows it
     approval: ApprovalId,
+    #[command(flatten)]
+    says: Says,
+}
+
+/// Options of `kopsline answer`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct AnswerArgs {
+    /// The approval, as `kopsline status` shows it
+    approval: ApprovalId,
+    /// approve or reject; of a stuck drain: wait, skip, force, fail or abort
+    decision: Decision,
+    #[command(flatten)]
+    says: Says,
+}
+
+/// Options of `kopsline pause`, `resume` and `abort`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct OrderArgs {
+    /// The run whose rolling update it is
+    run: RunId,
+    #[command(flatten)]
+    says: Says,
+}
+
+/// Who says it, and how.
+#[derive(Debug, clap::Args)]
+struct Says {
     /// A comment for the record
     #[arg(long, default_value = "", hide_default_value = true)]
     comment: String,
@@ -35,23 +63,60 @@ pub(crate) struct Args {
     yes: bool,
 }
 
-/// Runs the command.
+impl Says {
+    /// Whether a person at a terminal wants it so.
+    fn confirmed(&self, question: &str) -> anyhow::Result<bool> {
+        Ok(self.yes || !std::io::stdin().is_terminal() || ask(&Style::detect().paint(Paint::Bold, &format!("{question} [y/N] ")))?)
+    }
+
+    /// Adds who says it to the state machine's input.
+    fn sign(&self, input: Value) -> Value {
+        signed(input, self.by.as_deref(), &self.comment)
+    }
+}
+
+/// Runs `kopsline approve` or `kopsline reject`.
 pub(crate) async fn run(context: &Context, format: Format, decision: Decision, args: &Args) -> anyhow::Result<Ended> {
-    let runs = context.runs()?;
-    let style = Style::detect();
+    decide(context, format, &args.approval, decision, &args.says).await
+}
+
+/// Runs `kopsline answer`.
+pub(crate) async fn run_answer(context: &Context, format: Format, args: &AnswerArgs) -> anyhow::Result<Ended> {
+    decide(context, format, &args.approval, args.decision, &args.says).await
+}
+
+/// Runs `kopsline pause`, `resume` or `abort`.
+pub(crate) async fn run_order(context: &Context, format: Format, order: Order, args: &OrderArgs) -> anyhow::Result<Ended> {
+    if format == Format::Text && order == Order::Abort {
+        let run = context.runs()?.read(&args.run).await?;
+        output::line(&format!("{} of {}: what was begun is finished, the rest stays as it is.", args.run, run.cluster.name));
+        if !args.says.confirmed("Abort its rolling update?")? {
+            output::line("Nothing was ordered.");
+            return Ok(Ended::Well);
+        }
+    }
+    let input = args.says.sign(json!({"run": args.run, "order": order}));
+    tell(format, &say(context, &input).await?)
+}
+
+async fn decide(context: &Context, format: Format, id: &ApprovalId, decision: Decision, says: &Says) -> anyhow::Result<Ended> {
     if format == Format::Text {
-        let (run, approval) = question(&runs, &args.approval).await?;
-        output::print(&describe(&run, &approval, style));
+        let runs = context.runs()?;
+        let (run, approval) = question(&runs, id).await?;
+        output::print(&describe(&run, &approval, Style::detect()));
         output::print(&output::indented(&material(&runs, &approval).await?, 2));
-        if !args.yes && std::io::stdin().is_terminal() && !confirmed(decision, style)? {
+        if !says.confirmed(&format!("Answer it with {:?}?", decision.as_str()))? {
             output::line("Nothing was answered.");
             return Ok(Ended::Well);
         }
     }
-    let answer = answer(context, &args.approval, decision, args.by.as_deref(), &args.comment).await?;
+    tell(format, &answer(context, id, decision, says.by.as_deref(), &says.comment).await?)
+}
+
+fn tell(format: Format, answer: &Value) -> anyhow::Result<Ended> {
     match format {
-        Format::Json => output::json(&answer)?,
-        Format::Text => output::line(&said(&answer)),
+        Format::Json => output::json(answer)?,
+        Format::Text => output::line(&said(answer)),
     }
     Ok(Ended::Well)
 }
@@ -63,11 +128,13 @@ pub(crate) async fn question(runs: &Runs, id: &ApprovalId) -> anyhow::Result<(Ru
     Ok((runs.read(&approval.run).await?, approval))
 }
 
-/// What is to be approved, for people: the plan, or the roll's preview; not more than fits a terminal.
+/// What is to be approved, for people: the plan, or the roll's preview; not more than fits a terminal. A question in the
+/// middle of a roll says everything in its summary.
 pub(crate) async fn material(runs: &Runs, approval: &Approval) -> anyhow::Result<String> {
     let name = match approval.gate {
         Gate::Update => "plan.txt",
         Gate::Roll => "roll/preview.txt",
+        Gate::Checkpoint | Gate::Drain => return Ok(String::new()),
     };
     let text = runs.text(&approval.run, name).await?.unwrap_or_default();
     Ok(head(&output::printable(&text), PLAN_LINES, &format!("the whole is in runs/{}/{name} of the run bucket", approval.run)))
@@ -91,11 +158,14 @@ pub(crate) async fn answer(
     by: Option<&str>,
     comment: &str,
 ) -> anyhow::Result<Value> {
+    say(context, &signed(json!({"approval": approval, "decision": decision}), by, comment)).await
+}
+
+async fn say(context: &Context, input: &Value) -> anyhow::Result<Value> {
     let client = context.step_functions();
-    let input = input(approval, decision, by, comment)?;
     // Unique, so that answering again asks again: the state machine knows what stands already.
     let name = format!("cli-{}-{}", Timestamp::now().as_microsecond(), std::process::id());
-    let execution = executions::start(&client, context.approve_arn()?, &name, &input).await?;
+    let execution = executions::start(&client, context.approve_arn()?, &name, input).await?;
     match executions::wait(&client, &execution, AT_MOST).await? {
         Outcome::Succeeded(output) => Ok(output),
         Outcome::Failed { error, cause } if cause.is_empty() => bail!("{error} ({execution})"),
@@ -103,16 +173,16 @@ pub(crate) async fn answer(
     }
 }
 
-fn input(approval: &ApprovalId, decision: Decision, by: Option<&str>, comment: &str) -> anyhow::Result<Value> {
-    let mut input = json!({"approval": approval, "decision": decision});
-    let fields = input.as_object_mut().context("an input is an object")?;
-    if let Some(by) = by.filter(|by| !by.is_empty()) {
-        fields.insert("by".into(), by.into());
+fn signed(mut input: Value, by: Option<&str>, comment: &str) -> Value {
+    if let Some(fields) = input.as_object_mut() {
+        if let Some(by) = by.filter(|by| !by.is_empty()) {
+            fields.insert("by".into(), by.into());
+        }
+        if !comment.is_empty() {
+            fields.insert("comment".into(), comment.into());
+        }
     }
-    if !comment.is_empty() {
-        fields.insert("comment".into(), comment.into());
-    }
-    Ok(input)
+    input
 }
 
 /// The console function's answer in its own words.
@@ -127,6 +197,8 @@ pub(crate) fn describe(run: &Run, approval: &Approval, style: Style) -> String {
     let what = match approval.gate {
         Gate::Update => "kops update cluster --yes",
         Gate::Roll => "rolling update",
+        Gate::Checkpoint => "the rest of the rolling update",
+        Gate::Drain => "a stuck drain in the rolling update",
     };
     let mut table = Table::headless();
     let mut fact = |name: &str, value: String, paint| table.row([(name.to_owned(), Paint::Dim), (value, paint)]);
@@ -136,14 +208,6 @@ pub(crate) fn describe(run: &Run, approval: &Approval, style: Style) -> String {
     fact("digest", approval.digest.clone(), Paint::Plain);
     fact("open until", output::moment(approval.expires_at), Paint::Plain);
     table.render(style, 0)
-}
-
-fn confirmed(decision: Decision, style: Style) -> anyhow::Result<bool> {
-    let verb = match decision {
-        Decision::Approve => "Approve",
-        Decision::Reject => "Reject",
-    };
-    ask(&style.paint(Paint::Bold, &format!("{verb} this? [y/N] ")))
 }
 
 /// Asks a question on the terminal; anything but `y` or `yes` is no.
@@ -162,11 +226,12 @@ mod tests {
     #[test]
     fn the_input_is_what_the_state_machine_takes() {
         let id = ApprovalId::new("demo-1.update.1").unwrap();
+        let input = |decision: Decision| json!({"approval": id, "decision": decision});
         assert_eq!(
-            input(&id, Decision::Reject, Some("ann"), "not on a Friday").unwrap(),
+            signed(input(Decision::Reject), Some("ann"), "not on a Friday"),
             json!({"approval": "demo-1.update.1", "decision": "reject", "by": "ann", "comment": "not on a Friday"})
         );
-        assert_eq!(input(&id, Decision::Approve, None, "").unwrap(), json!({"approval": "demo-1.update.1", "decision": "approve"}));
+        assert_eq!(signed(input(Decision::Approve), None, ""), json!({"approval": "demo-1.update.1", "decision": "approve"}));
     }
 
     #[test]

@@ -16,12 +16,13 @@ mod output;
 mod plan;
 mod progress;
 mod retry;
+mod roll;
 mod status;
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use kopsline_core::Decision;
+use kopsline_core::{Decision, Order};
 use tracing_subscriber::EnvFilter;
 
 use crate::context::{Context, PlaceArgs};
@@ -56,8 +57,18 @@ enum Command {
     Approve(approve::Args),
     /// Say no to what a run asks
     Reject(approve::Args),
+    /// Answer a question in the middle of a rolling update
+    Answer(approve::AnswerArgs),
+    /// Pause a rolling update: what was begun is finished, nothing new is begun
+    Pause(approve::OrderArgs),
+    /// Let a paused rolling update go on
+    Resume(approve::OrderArgs),
+    /// End a rolling update and give back what it did not replace
+    Abort(approve::OrderArgs),
     /// Run a finished run's commit once more
     Retry(retry::Args),
+    /// Replace the instances of a cluster that need an update, from this shell
+    Roll(roll::Args),
     /// Show what a working tree would change, without writing anything
     Plan(plan::Args),
     /// Check that everything Kopsline needs is there
@@ -96,7 +107,12 @@ async fn run(cli: &Cli) -> anyhow::Result<Ended> {
         Command::Status(args) => status::run(&context().await?, cli.output, args).await,
         Command::Approve(args) => approve::run(&context().await?, cli.output, Decision::Approve, args).await,
         Command::Reject(args) => approve::run(&context().await?, cli.output, Decision::Reject, args).await,
+        Command::Answer(args) => approve::run_answer(&context().await?, cli.output, args).await,
+        Command::Pause(args) => approve::run_order(&context().await?, cli.output, Order::Pause, args).await,
+        Command::Resume(args) => approve::run_order(&context().await?, cli.output, Order::Resume, args).await,
+        Command::Abort(args) => approve::run_order(&context().await?, cli.output, Order::Abort, args).await,
         Command::Retry(args) => retry::run(&context().await?, cli.output, args).await,
+        Command::Roll(args) => Box::pin(roll::run(&context().await?, cli.output, args)).await,
         Command::Plan(args) => plan::run(&context().await?, cli.output, args).await,
         Command::Doctor(args) => doctor::run(&context().await?, cli.output, args).await,
         Command::Local(args) => Box::pin(local::run(cli.output, args)).await,

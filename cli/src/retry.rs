@@ -2,7 +2,7 @@
 
 use anyhow::{Context as _, bail};
 use jiff::Timestamp;
-use kopsline_core::{Run, RunId, RunState};
+use kopsline_core::{Phase, Run, RunId, RunState};
 use kopsline_state::Runs;
 use serde_json::json;
 
@@ -71,6 +71,7 @@ fn again(run: &Run, attempt: u32, now: Timestamp) -> Run {
         stages: Vec::new(),
         approvals: Vec::new(),
         update_begun: false,
+        phase: Phase::All,
         plan_digest: None,
         ended_at: None,
         failure: None,

@@ -201,7 +201,7 @@ class Machines(unittest.TestCase):
             {"action": "finish", "run": run, "result": "succeeded", "error": None, "cause": None},
         )
         self.assertEqual(self.event(run, "plan"), {"run": run})
-        self.assertEqual(self.event(run, "update"), {"run": run})
+        self.assertEqual(self.event(run, "update"), {"run": run, "phase": "all"})
 
     def test_two_approvals(self):
         ask = {"outcome": "changes", "gate": "manual", "approval_timeout_seconds": 60}
@@ -254,7 +254,46 @@ class Machines(unittest.TestCase):
         self.check(
             run, ["replace:commit", "plan", "update", "roll:preview"] + ["roll:step"] * 3 + ["console:finish"], "succeeded"
         )
-        self.assertEqual(set(self.event(run, "roll:step")), {"action", "run", "steps"})
+        self.assertEqual(self.event(run, "roll:step"), {"action": "step", "run": run, "phase": "all"})
+
+    def test_a_new_minor_version_goes_to_the_control_plane_first(self):
+        run = self.script(plan=[{"outcome": "changes", "gate": "automatic", "upgrade": True}])
+        again = ["update", "roll:preview", "roll:step"]
+        self.check(run, ["replace:commit", "plan", *again, *again, "update", "console:finish"], "succeeded")
+        phases = [event["phase"] for step, event in self.lambdas.calls[run] if step in again]
+        self.assertEqual(phases, ["control-plane"] * 3 + ["nodes"] * 3 + ["prune"])
+
+    def test_a_rejected_roll_of_the_control_plane_leaves_the_nodes(self):
+        ask = {"outcome": "needed", "gate": "manual", "approval_timeout_seconds": 60}
+        run = self.script(plan=[{"outcome": "changes", "gate": "automatic", "upgrade": True}], roll__preview=[ask])
+        execution = self.start(run)
+        self.answer(run, "roll", "reject")
+        self.assertEqual(json.loads(self.ended(execution)["output"])["result"], "rejected")
+        self.assertEqual(self.steps(run)[-3:], ["roll:preview", "console:ask:roll", "console:finish"])
+
+    def test_a_question_in_the_middle_of_a_roll(self):
+        question = {"outcome": "question", "gate": "drain", "timeout_seconds": 60}
+        run = self.script(roll__step=[question, {"outcome": "done"}], console__ask__drain=[{}])
+        execution = self.start(run)
+        self.answer(run, "drain", "skip")
+        self.assertEqual(self.ended(execution)["status"], "SUCCEEDED")
+        self.assertEqual(self.steps(run)[-4:], ["roll:step", "console:ask:drain", "roll:step", "console:finish"])
+
+    def test_a_question_that_nobody_answers_is_the_rolls_own_to_decide(self):
+        question = {"outcome": "question", "gate": "checkpoint", "timeout_seconds": 1}
+        run = self.script(roll__step=[question, {"outcome": "done"}], console__ask__checkpoint=[{}])
+        self.assertEqual(self.ended(self.start(run))["status"], "SUCCEEDED")
+        self.assertEqual(self.steps(run)[-3:], ["console:ask:checkpoint", "roll:step", "console:finish"])
+
+    def test_a_paused_roll_waits_for_its_token(self):
+        run = self.script(roll__step=[{"outcome": "paused"}, {"outcome": "done"}], console__hold=[{}])
+        execution = self.start(run)
+        while "console:hold" not in self.steps(run):
+            time.sleep(0.05)
+        self.assertEqual(self.sfn.describe_execution(executionArn=execution)["status"], "RUNNING")
+        self.sfn.send_task_success(taskToken=self.event(run, "console:hold")["token"], output="{}")
+        self.assertEqual(self.ended(execution)["status"], "SUCCEEDED")
+        self.assertEqual(self.steps(run)[-4:], ["roll:step", "console:hold", "roll:step", "console:finish"])
 
     def test_moved_plans_again(self):
         run = self.script(update=[{"outcome": "moved"}, {"outcome": "applied"}])
@@ -505,6 +544,17 @@ class Machines(unittest.TestCase):
             event, {"action": "decide", "approval": approval, "decision": "approve", "comment": 'say "yes"', "by": "ann"}
         )
 
+    def test_an_order_reaches_the_console(self):
+        run = uuid.uuid4().hex
+        self.lambdas.scripts[run] = {"console:order": [{"outcome": "paused"}]}
+        ended = self.ended(
+            self.sfn.start_execution(stateMachineArn=self.approve, input=json.dumps({"run": run, "order": "pause"}))["executionArn"]
+        )
+        self.assertEqual(json.loads(ended["output"]), {"outcome": "paused"})
+        event = self.event(run, "console:order")
+        self.assertEqual(event.pop("execution"), ended["executionArn"])
+        self.assertEqual(event, {"action": "order", "run": run, "order": "pause", "comment": None, "by": None})
+
     def test_comment_and_name_may_be_left_out(self):
         approval = uuid.uuid4().hex
         self.assertEqual(self.decide({"approval": approval, "decision": "reject"})["status"], "SUCCEEDED")
@@ -512,7 +562,7 @@ class Machines(unittest.TestCase):
         self.assertEqual((event["comment"], event["by"]), (None, None))
 
     def test_a_decision_that_is_none_is_refused(self):
-        for given in ({}, {"approval": "a"}, {"decision": "approve"}, {"approval": "a", "decision": "yes"}, {"approval": 1, "decision": "approve"}):
+        for given in ({}, {"approval": "a"}, {"decision": "approve"}, {"approval": "a", "decision": "yes"}, {"approval": 1, "decision": "approve"}, {"run": "a", "order": "stop"}):
             with self.subTest(given):
                 ended = self.decide(given)
                 self.assertEqual((ended["status"], ended.get("error")), ("FAILED", "Kopsline.BadInput"))

@@ -125,7 +125,7 @@ impl Guide<'_> {
 
     /// The question that the run waits for an answer to.
     async fn open_question(&self, run: &Run) -> anyhow::Result<Option<Approval>> {
-        let asks = run.current().is_some_and(|record| matches!(record.stage, Stage::ApproveUpdate | Stage::ApproveRoll));
+        let asks = run.current().is_some_and(|record| matches!(record.stage, Stage::ApproveUpdate | Stage::ApproveRoll | Stage::Roll));
         let Some(id) = run.approvals.last().filter(|_| asks) else { return Ok(None) };
         Ok(self.runs.approval(id).await?.filter(|approval| approval.is_open(Timestamp::now())))
     }
@@ -134,21 +134,25 @@ impl Guide<'_> {
         let what = match approval.gate {
             Gate::Update => "Apply this plan?",
             Gate::Roll => "Replace these nodes?",
+            Gate::Checkpoint => "Go on with the others?",
+            Gate::Drain => "What about this node?",
         };
         let digest = output::short_digest(&approval.digest);
         self.progress.clear();
         self.progress.say(
             &self.style.paint(Paint::Bold, &format!("{:>GUTTER$}  {what} {} (digest {digest})", "?", output::one_line(&approval.summary))),
         );
-        let decision = if self.interactive { self.decide(&approval.id).await? } else { Decision::Approve };
-        let verb = match decision {
-            Decision::Approve => "approve",
-            Decision::Reject => "reject",
+        let yes_or_no = approval.gate != Gate::Drain;
+        let decision = match (yes_or_no, self.interactive) {
+            (true, true) => self.decide(&approval.id).await?,
+            (true, false) => Decision::Approve,
+            (false, _) => Decision::Wait,
         };
+        let said = if yes_or_no { decision.as_str().to_owned() } else { format!("answer {}", decision.as_str()) };
         self.progress.say(&format!(
             "{:>GUTTER$}  {}",
             "",
-            self.style.paint(Paint::Dim, &format!("$ kopsline --local {verb} {}", approval.id))
+            self.style.paint(Paint::Dim, &format!("$ kopsline --local {said} {}", approval.id))
         ));
         let said = approve::answer(self.context, &approval.id, decision, Some(SOMEBODY), "").await?;
         self.progress.say(&format!("{:>GUTTER$}  {}", "", approve::said(&said)));

@@ -7,7 +7,6 @@ use kopsline_core::approval::{Answer as Given, Approval};
 use kopsline_core::{ApprovalId, Decision, Failure, Gate, RunId, RunState, Stage, StageState, keys, lock};
 use kopsline_report::plan_summary;
 use kopsline_state::{Condition, LockFile, RunError, Update};
-use secrecy::SecretString;
 
 use crate::tasks::Taken;
 use crate::{Answer, Console};
@@ -19,6 +18,7 @@ pub(crate) fn stage_of(gate: Gate) -> Stage {
     match gate {
         Gate::Update => Stage::ApproveUpdate,
         Gate::Roll => Stage::ApproveRoll,
+        Gate::Checkpoint | Gate::Drain => Stage::Roll,
     }
 }
 
@@ -78,7 +78,7 @@ impl Console {
         self.runs.event(run, now, Some(stage), "asked", format!("{id}: {summary}; open until {expires_at}")).await?;
         self.publish(run).await;
         if let Some(answer) = answered {
-            self.pass_on(&id, run, gate, answer.decision, now).await?;
+            self.pass_on(&question, answer.decision, now).await?;
         }
         Ok(Answer { outcome: "asked", approval: Some(id), message: None })
     }
@@ -126,28 +126,32 @@ impl Console {
         self.runs
             .event(
                 &decided.run,
-                decided.answer.map_or(now, |answer| answer.at),
+                decided.answer.as_ref().map_or(now, |answer| answer.at),
                 Some(stage_of(decided.gate)),
                 decision.done(),
                 message.clone(),
             )
             .await?;
-        self.pass_on(id, &decided.run, decided.gate, decision, now).await?;
+        self.pass_on(&decided, decision, now).await?;
         Ok(Answer { outcome: decision.done(), approval: Some(id.clone()), message: Some(message) })
     }
 
     /// Gives the answer to the task and records that the stage is over. Repeating it is harmless.
-    async fn pass_on(&self, id: &ApprovalId, run: &RunId, gate: Gate, decision: Decision, now: Timestamp) -> Result<(), Failure> {
-        let token = self.runs.documents().store().get(&keys::token(id)).await.map_err(RunError::from)?;
-        let token = token.and_then(|object| String::from_utf8(object.bytes).ok()).map(SecretString::from);
-        let Some(token) = token else {
+    async fn pass_on(&self, question: &Approval, decision: Decision, now: Timestamp) -> Result<(), Failure> {
+        let Approval { id, run, gate, digest, .. } = question;
+        if matches!(gate, Gate::Checkpoint | Gate::Drain) {
+            self.note_answer(run, digest, decision).await?;
+        }
+        let Some(token) = self.token(&keys::token(id)).await? else {
             return Err(Failure::new(kopsline_core::FailureKind::Transient, format!("nothing waits for {id} yet")));
         };
-        let stage = stage_of(gate);
+        let stage = stage_of(*gate);
         self.runs
             .change(run, |record| {
                 if record.stage(stage).is_some_and(|record| record.state == StageState::Waiting) {
-                    record.leave(stage, StageState::Succeeded, format!("{} ({id})", decision.done()), now);
+                    // A question in the middle of a stage does not end it.
+                    let state = if stage == Stage::Roll { StageState::Waiting } else { StageState::Succeeded };
+                    record.leave(stage, state, format!("{} ({id})", decision.done()), now);
                 }
             })
             .await?;

@@ -1,7 +1,8 @@
-//! Asks for approvals, takes decisions and closes runs. The only function that may read task tokens.
+//! Asks for approvals, takes decisions and orders, and closes runs. The only function that may read task tokens.
 
 mod approvals;
 mod finish;
+mod orders;
 mod tasks;
 #[cfg(test)]
 mod tests;
@@ -10,7 +11,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use kopsline_core::approval::{Decision, Gate};
-use kopsline_core::{ApprovalId, Failure, RunId};
+use kopsline_core::{ApprovalId, Failure, Order, Ordered, RunId};
 use kopsline_lambda::clients::{self, Origin};
 use kopsline_lambda::{serve, telemetry};
 use kopsline_state::Runs;
@@ -27,6 +28,10 @@ enum Request {
     Ask { run: RunId, gate: Gate, token: String, timeout_seconds: u64 },
     /// Answer a question.
     Decide { approval: ApprovalId, decision: Decision, comment: Option<String>, by: Option<String>, execution: String },
+    /// Pause, resume or abort a rolling update.
+    Order { run: RunId, order: Order, comment: Option<String>, by: Option<String>, execution: String },
+    /// Keep a paused rolling update; the task behind `token` waits for the order to resume or to abort.
+    Hold { run: RunId, token: String },
     /// Close a run.
     Finish {
         run: RunId,
@@ -60,6 +65,10 @@ impl Console {
                 let answer = kopsline_core::approval::Answer { decision, by, comment, at: now, execution };
                 self.decide(&approval, answer).await
             }
+            Request::Order { run, order, comment, by, execution } => {
+                self.order(&run, Ordered { order, by, comment, at: now, execution }).await
+            }
+            Request::Hold { run, token } => self.hold(&run, token, now).await,
             Request::Finish { run, ending } => self.finish(&run, ending, now).await,
         }
     }

@@ -6,7 +6,9 @@ use async_trait::async_trait;
 use jiff::{SignedDuration, Timestamp};
 use kopsline_core::approval::Gate;
 use kopsline_core::lock::{Acquire, Relation};
-use kopsline_core::{ApprovalId, CommitId, Decision, Failure, FailureKind, Run, RunState, Stage, StageState, keys};
+use kopsline_core::{
+    ApprovalId, CommitId, Decision, Failure, FailureKind, Order, RollOrders, Run, RunState, Stage, StageState, keys, orders,
+};
 use kopsline_lambda::clients::Origin;
 use kopsline_state::locks::Facts;
 use kopsline_state::testing::{Fault, Faults, FaultyStore, MemoryStore};
@@ -178,4 +180,46 @@ async fn a_run_that_lost_the_lock_asks_nothing() {
     lock.release(&run.id).await.unwrap();
     let lost = console.handle(ask(&run, "token"), at(0).saturating_add(SignedDuration::from_secs(1)).unwrap()).await.unwrap_err();
     assert_eq!(lost.kind, FailureKind::LockLost);
+}
+
+fn order(order: Order) -> Request {
+    Request::Order { run: "demo-1".parse().unwrap(), order, comment: None, by: Some("ann".into()), execution: "arn".into() }
+}
+
+fn hold(run: &Run, token: &str) -> Request {
+    Request::Hold { run: run.id.clone(), token: token.into() }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_paused_roll_is_woken_by_the_order_to_resume() {
+    let ((store, run), told) = (world().await, Told::default());
+    let console = console(store.clone(), &told);
+    console.handle(order(Order::Pause), at(1)).await.unwrap();
+    console.handle(hold(&run, "pause"), at(2)).await.unwrap();
+    assert!(told.0.lock().unwrap().is_empty(), "it stays paused");
+    for _ in 0..2 {
+        console.handle(order(Order::Resume), at(3)).await.unwrap();
+    }
+    assert_eq!(*told.0.lock().unwrap(), [("pause".to_owned(), Decision::Approve)]);
+    // The order came before the roll had stopped: it does not wait at all.
+    console.handle(hold(&run, "late"), at(4)).await.unwrap();
+    assert_eq!(told.0.lock().unwrap().last(), Some(&("late".to_owned(), Decision::Approve)));
+    let orders: RollOrders = console.runs.document(&run.id, orders::DOCUMENT).await.unwrap().unwrap();
+    assert_eq!(orders.history.iter().map(|ordered| ordered.order).collect::<Vec<_>>(), [Order::Pause, Order::Resume]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_abort_wakes_a_paused_roll_and_is_for_good() {
+    let ((store, run), told) = (world().await, Told::default());
+    let console = console(store, &told);
+    console.handle(order(Order::Pause), at(1)).await.unwrap();
+    console.handle(hold(&run, "pause"), at(2)).await.unwrap();
+    console.handle(order(Order::Abort), at(3)).await.unwrap();
+    console.handle(order(Order::Resume), at(4)).await.unwrap();
+    let orders: RollOrders = console.runs.document(&run.id, orders::DOCUMENT).await.unwrap().unwrap();
+    assert!(orders.aborted);
+    assert_eq!(*told.0.lock().unwrap(), [("pause".to_owned(), Decision::Abort)]);
+    console.handle(finish("failed"), at(5)).await.unwrap();
+    let over = console.handle(order(Order::Pause), at(6)).await.unwrap_err();
+    assert!(over.kind == FailureKind::BadInput && over.message.contains("is over"), "{over}");
 }

@@ -1,5 +1,7 @@
 //! Runs kops' dry run and makes the plan that is approved. Writes nothing but the run's record: its role cannot.
 
+mod upgrade;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,7 +31,12 @@ enum Answer {
     /// There is nothing to do, and nothing to approve.
     NoChanges,
     /// There is something to do.
-    Changes { gate: &'static str, approval_timeout_seconds: u64 },
+    Changes {
+        gate: &'static str,
+        approval_timeout_seconds: u64,
+        /// Whether the control plane must be updated and rolled before the nodes are touched.
+        upgrade: bool,
+    },
 }
 
 /// The clients behind the requests.
@@ -50,6 +57,7 @@ impl Planner {
         };
         let (runner, ()) = tokio::try_join!(clients::kops_runner(&self.kops, &run.cluster, deadline.remaining(RESERVE)), entered)?;
         let made = dry_run::make(&runner, &*self.stores, &run).await?;
+        let upgrade = upgrade::is_upgrade(&*self.stores, &made.live).await?;
         let notices: Vec<Notice> = self.runs.document(id, "notices.json").await?.unwrap_or_default();
         let plan = redact(&made.plan);
         let document = PlanDocument {
@@ -70,7 +78,8 @@ impl Planner {
             self.runs.put_document(id, "plan.json", &document),
         )?;
 
-        let (note, now) = (document.summary.to_string(), Timestamp::now());
+        let order = if upgrade { "; the control plane first, then the nodes" } else { "" };
+        let (note, now) = (format!("{}{order}", document.summary), Timestamp::now());
         self.runs
             .change(id, |record| {
                 record.plan_digest = Some(document.digest.clone());
@@ -86,7 +95,7 @@ impl Planner {
         let approval_timeout_seconds =
             u64::try_from(approvals.timeout.as_secs()).map_err(|_| Failure::new(FailureKind::BadInput, "approvals.timeout is negative"))?;
         let gate = if approvals.update.asks(!document.destructive.is_empty()) { "manual" } else { "automatic" };
-        Ok(Answer::Changes { gate, approval_timeout_seconds })
+        Ok(Answer::Changes { gate, approval_timeout_seconds, upgrade })
     }
 }
 

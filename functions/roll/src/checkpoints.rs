@@ -1,20 +1,20 @@
 //! The roll's checkpoint in the run's record.
 
 use async_trait::async_trait;
-use kopsline_cloud::{CheckpointError, Checkpoints, Saved};
-use kopsline_core::{RunId, keys};
+use kopsline_core::{Phase, RunId, keys};
+use kopsline_roller::{CheckpointError, Checkpoints, Saved};
 use kopsline_rolling::RollState;
 use kopsline_state::{Condition, ETag, Runs, StoreError, WriteError};
 
-/// `roll/checkpoint.json` of a run; its version is the object's `ETag`.
+/// `checkpoint.json` of a phase of a run; its version is the object's `ETag`.
 pub(crate) struct RecordCheckpoints<'a> {
     runs: &'a Runs,
     key: String,
 }
 
 impl<'a> RecordCheckpoints<'a> {
-    pub(crate) fn new(runs: &'a Runs, run: &RunId) -> Self {
-        Self { runs, key: keys::document(run, "roll/checkpoint.json") }
+    pub(crate) fn new(runs: &'a Runs, run: &RunId, phase: Phase) -> Self {
+        Self { runs, key: keys::document(run, &phase.roll_document("checkpoint.json")) }
     }
 }
 

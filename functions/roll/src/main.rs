@@ -1,12 +1,11 @@
 //! Previews and rolls, one bounded step an invocation.
 
 mod checkpoints;
+mod desk;
+mod history;
 mod preview;
 mod step;
-#[cfg(test)]
-mod tests;
 
-use std::error::Error;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,13 +13,12 @@ use aws_config::Region;
 use jiff::{SignedDuration, Timestamp};
 use kopsline_cloud::{AwsCloud, Cloud};
 use kopsline_core::lock::WORKING_LEASE;
-use kopsline_core::{Failure, FailureKind, Run, RunId};
+use kopsline_core::{Failure, Phase, Run, RunId};
+use kopsline_kube::{AccessOptions, KubeClient};
 use kopsline_lambda::{Deadline, clients, serve, telemetry};
-use kopsline_rolling::{ClusterSpec, Role, RollOptions, Selection};
-use kopsline_state::registry::{CONFIG, INSTANCE_GROUPS};
+use kopsline_rolling::{ClusterSpec, Role, RollOptions};
 use kopsline_state::{ClusterState, LockFile, Runs, Stores};
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 
 /// What is kept of an invocation's time for recording what happened.
 const RESERVE: Duration = Duration::from_secs(30);
@@ -29,22 +27,38 @@ const RESERVE: Duration = Duration::from_secs(30);
 #[derive(Debug, Deserialize)]
 #[serde(tag = "action", rename_all = "kebab-case")]
 enum Request {
+    /// Say what the roll will be like once the plan is applied, for the person who approves the plan.
+    Forecast { run: RunId },
     /// Find out what would be rolled.
-    Preview { run: RunId },
+    Preview {
+        run: RunId,
+        #[serde(default)]
+        phase: Phase,
+    },
     /// Roll for a while.
-    Step { run: RunId },
+    Step {
+        run: RunId,
+        #[serde(default)]
+        phase: Phase,
+    },
 }
 
 /// What the function answers.
 #[derive(Debug, Serialize, PartialEq, Eq)]
 #[serde(tag = "outcome", rename_all = "kebab-case")]
 enum Answer {
+    /// The forecast is in the record.
+    Forecast,
     /// No instance needs an update.
     Nothing,
     /// There are instances to replace.
     Needed { gate: Approval, approval_timeout_seconds: u64 },
     /// The roll goes on: ask again.
     Progress { wait_seconds: u64 },
+    /// The roll asks a person, at this gate.
+    Question { gate: &'static str, timeout_seconds: u64 },
+    /// The roll was told to pause, and has nothing in flight.
+    Paused,
     /// The roll is through.
     Done,
 }
@@ -65,11 +79,19 @@ struct Roll {
     cloud: Box<dyn Fn(&str) -> Arc<dyn Cloud> + Send + Sync>,
 }
 
+/// A run's cluster, and the ways to it.
+struct Target {
+    cloud: Arc<dyn Cloud>,
+    kubernetes: Option<KubeClient>,
+    cluster: ClusterSpec,
+}
+
 impl Roll {
     async fn handle(&self, request: Request, deadline: Deadline, now: Timestamp) -> Result<Answer, Failure> {
         match request {
-            Request::Preview { run } => self.preview(&run, now).await,
-            Request::Step { run } => self.step(&run, deadline.remaining(RESERVE), now).await,
+            Request::Forecast { run } => self.forecast(&run).await,
+            Request::Preview { run, phase } => self.preview(&run, phase, now).await,
+            Request::Step { run, phase } => self.step(&run, phase, deadline.remaining(RESERVE), now).await,
         }
     }
 
@@ -80,55 +102,43 @@ impl Roll {
         Ok(())
     }
 
-    /// The cluster and its instance groups as the state store has them now.
-    async fn cluster(&self, run: &Run) -> Result<ClusterSpec, Failure> {
-        let state = ClusterState::read(&*self.stores, &run.cluster.state_store, &run.cluster.name).await?;
-        let object = |name: &str, bytes: &[u8]| -> Result<Value, Failure> {
-            serde_saphyr::from_slice(bytes).map_err(|error| {
-                let place = &state.places.registry;
-                Failure::new(
-                    FailureKind::Failed,
-                    format!("{place}/{name} cannot be read; restore an earlier version of the object: {error}"),
-                )
-            })
-        };
-        let Some(config) = state.registry.get(CONFIG) else {
-            let (name, store) = (&run.cluster.name, &run.cluster.state_store);
-            return Err(Failure::new(FailureKind::Failed, format!("there is no cluster {name} in {store}: run again to create it")));
-        };
-        let config = object(CONFIG, &config.bytes)?;
-        let groups = state.registry.iter().filter(|(name, _)| name.starts_with(INSTANCE_GROUPS));
-        let groups = groups.map(|(name, stored)| object(name, &stored.bytes)).collect::<Result<Vec<_>, _>>()?;
-        ClusterSpec::from_json(&config, &groups).map_err(|error| {
-            let cause = error.source().map(|cause| format!(": {cause}")).unwrap_or_default();
-            Failure::bad_input(format!("{error}{cause}"))
-        })
+    /// The cluster as the state store has it now, and its Kubernetes API unless the roll does without.
+    async fn target(&self, run: &Run) -> Result<Target, Failure> {
+        let cloud = (self.cloud)(&run.cluster.region);
+        let live = ClusterState::read(&*self.stores, &run.cluster.state_store, &run.cluster.name).await?;
+        let cluster = kopsline_roller::cluster_spec(&live)?;
+        let settings = &run.cluster.rolling_update;
+        let mut kubernetes = None;
+        if !settings.cloudonly {
+            let options = AccessOptions { api_server: settings.api_server.clone(), internal: settings.internal, admin: true };
+            kubernetes = Some(kopsline_roller::kubernetes(&live, &*self.stores, &*cloud, &options).await?);
+        }
+        Ok(Target { cloud, kubernetes, cluster })
     }
 }
 
-/// The cluster's settings as the planner takes them.
-fn options(run: &Run) -> Result<RollOptions, Failure> {
-    let config = &run.cluster.rolling_update;
-    let role = |name: &String| {
-        Role::parse(name).ok_or_else(|| {
-            Failure::bad_input(format!(
-                "kopsline.yaml: cluster {}: rollingUpdate.instanceGroupRoles has the unknown role {name:?} (use control-plane, apiserver, node or bastion)",
-                run.cluster.name
-            ))
-        })
-    };
-    let roles = config.instance_group_roles.iter().map(role).collect::<Result<_, _>>()?;
-    Ok(RollOptions {
-        selection: Selection { instance_groups: config.instance_groups.clone(), roles },
-        force: config.force,
-        cloudonly: config.cloudonly,
-        bastion_interval: config.bastion_interval,
-        control_plane_interval: config.control_plane_interval,
-        node_interval: config.node_interval,
-        wait_for_replacement: config.wait_for_replacement,
-        validation_timeout: config.validation_timeout,
-        ..RollOptions::default()
-    })
+/// The cluster's settings as the planner takes them; `None` when the phase concerns none of the wanted roles.
+fn options(run: &Run, phase: Phase) -> Result<Option<RollOptions>, Failure> {
+    let mut options = kopsline_roller::options(&run.cluster.rolling_update);
+    if let Some(name) = run.cluster.rolling_update.instance_group_roles.iter().find(|name| Role::parse(name).is_none()) {
+        return Err(Failure::bad_input(format!(
+            "kopsline.yaml: cluster {}: rollingUpdate.instanceGroupRoles has the unknown role {name:?} (use control-plane, apiserver, node or bastion)",
+            run.cluster.name
+        )));
+    }
+    if phase == Phase::ControlPlane {
+        let first = [Role::ControlPlane, Role::ApiServer];
+        let wanted = &mut options.selection.roles;
+        if wanted.is_empty() {
+            wanted.extend(first);
+        } else {
+            wanted.retain(|role| first.contains(role));
+        }
+        if wanted.is_empty() {
+            return Ok(None);
+        }
+    }
+    Ok(Some(options))
 }
 
 #[tokio::main(flavor = "current_thread")]

@@ -1,30 +1,43 @@
 //! What a rolling update would replace, for the person who approves it.
 
 use jiff::{SignedDuration, Timestamp};
-use kopsline_cloud::StepError;
-use kopsline_core::{Failure, RunId, Stage, StageState};
-use kopsline_rolling::{Preview, classify, preview};
+use kopsline_core::{Failure, FailureKind, Phase, Run, RunId, Stage, StageState};
+use kopsline_kube::Kubernetes as _;
+use kopsline_roller::StepError;
+use kopsline_plan::PlanDocument;
+use kopsline_rolling::{ClusterFacts, Inventory, Preview, classify, forecast, preview};
 
-use crate::{Answer, Approval, Roll, options};
+use crate::{Answer, Approval, Roll, Target, history, options};
 
 impl Roll {
     /// Compares the cluster's instances with what their groups would launch today. Nothing is touched.
-    pub(crate) async fn preview(&self, id: &RunId, now: Timestamp) -> Result<Answer, Failure> {
+    pub(crate) async fn preview(&self, id: &RunId, phase: Phase, now: Timestamp) -> Result<Answer, Failure> {
         let run = self.runs.read(id).await?;
         self.renew(&run, now, SignedDuration::ZERO).await?;
-        self.runs.change(id, |record| record.enter(Stage::RollPreview, now)).await?;
+        self.runs
+            .change(id, |record| {
+                record.phase = phase;
+                record.enter(Stage::RollPreview, now);
+            })
+            .await?;
 
-        let options = options(&run)?;
-        let cluster = self.cluster(&run).await?;
-        let observed = (self.cloud)(&run.cluster.region).observe(&cluster.name).await?;
-        let inventory = classify(&observed, &cluster).map_err(StepError::from)?;
+        let Some(options) = options(&run, phase)? else {
+            self.previewed(id, "no instance group of this phase is selected".to_owned(), now).await?;
+            return Ok(Answer::Nothing);
+        };
+        let target = self.target(&run).await?;
+        let (inventory, facts) = look(&target).await?;
         let preview = preview(&inventory, &options.selection, options.force).map_err(StepError::from)?;
-        self.runs.put_text(id, "roll/preview.txt", preview.table()).await?;
-        self.runs.put_document(id, "roll/preview.json", &preview).await?;
+        self.runs.put_text(id, &phase.roll_document("preview.txt"), preview.table()).await?;
+        self.runs.put_document(id, &phase.roll_document("preview.json"), &preview).await?;
+        if preview.required {
+            let history = history::read(&self.runs, &run).await?;
+            let forecast = forecast(&inventory, facts.as_ref(), &options, Some(&preview), &history).map_err(StepError::from)?;
+            self.runs.put_text(id, &phase.roll_document("forecast.txt"), forecast.to_string()).await?;
+            self.runs.put_document(id, &phase.roll_document("forecast.json"), &forecast).await?;
+        }
 
-        let (note, now) = (note(&preview), Timestamp::now());
-        self.runs.change(id, |record| record.leave(Stage::RollPreview, StageState::Succeeded, note.clone(), now)).await?;
-        self.runs.event(id, now, Some(Stage::RollPreview), "roll-previewed", note).await?;
+        self.previewed(id, note(&preview), Timestamp::now()).await?;
         if !preview.required {
             return Ok(Answer::Nothing);
         }
@@ -34,6 +47,58 @@ impl Roll {
             approval_timeout_seconds: u64::try_from(approvals.timeout.as_secs()).unwrap_or(0),
         })
     }
+
+    /// What the roll will be like once the plan is applied. A plan can be approved without it, so it touches no stage.
+    pub(crate) async fn forecast(&self, id: &RunId) -> Result<Answer, Failure> {
+        let run = self.runs.read(id).await?;
+        if let Err(failure) = self.foresee(&run).await {
+            let message = format!("what the rolling update will be like cannot be said now: {failure}");
+            self.runs.event(id, Timestamp::now(), Some(Stage::Plan), "no-forecast", message).await?;
+        }
+        Ok(Answer::Forecast)
+    }
+
+    async fn foresee(&self, run: &Run) -> Result<(), Failure> {
+        let id = &run.id;
+        let plan: Option<PlanDocument> = self.runs.document(id, "plan.json").await?;
+        let changed = plan.map(|plan| plan.changed_groups).unwrap_or_default();
+        let Some(options) = options(run, Phase::All)? else { return Ok(()) };
+        let target = self.target(run).await?;
+        let (inventory, facts) = look(&target).await?;
+        let inventory = inventory.expecting(&changed);
+        let history = history::read(&self.runs, run).await?;
+        let forecast = forecast(&inventory, facts.as_ref(), &options, None, &history).map_err(StepError::from)?;
+        if forecast.groups.is_empty() {
+            return Ok(());
+        }
+        self.runs.put_text(id, "forecast.txt", forecast.to_string()).await?;
+        Ok(self.runs.put_document(id, "forecast.json", &forecast).await?)
+    }
+
+    async fn previewed(&self, id: &RunId, note: String, now: Timestamp) -> Result<(), Failure> {
+        self.runs.change(id, |record| record.leave(Stage::RollPreview, StageState::Succeeded, note.clone(), now)).await?;
+        self.runs.event(id, now, Some(Stage::RollPreview), "roll-previewed", note).await?;
+        Ok(())
+    }
+}
+
+/// What is there, looked at once.
+async fn look(target: &Target) -> Result<(Inventory, Option<ClusterFacts>), Failure> {
+    let (observed, facts) = futures::join!(target.cloud.observe(&target.cluster.name), facts(target));
+    let mut observed = observed?;
+    observed.kubernetes = facts?;
+    let inventory = classify(&observed, &target.cluster).map_err(StepError::from)?;
+    Ok((inventory, observed.kubernetes))
+}
+
+/// What the Kubernetes API says; none for a roll that does without. A new cluster's API may need a while.
+async fn facts(target: &Target) -> Result<Option<ClusterFacts>, Failure> {
+    let Some(kubernetes) = &target.kubernetes else { return Ok(None) };
+    let facts = kubernetes.observe().await.map_err(|error| {
+        let message = format!("{error}; without the Kubernetes API a roll cannot drain or validate (rollingUpdate.cloudonly rolls without both)");
+        Failure::new(Failure::transient_or(error.is_transient(), FailureKind::Failed), message)
+    })?;
+    Ok(Some(facts))
 }
 
 fn note(preview: &Preview) -> String {

@@ -6,7 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use jiff::Timestamp;
 use kopsline_core::config::{FILE_NAME, Limits};
 use kopsline_core::run::Merge;
-use kopsline_core::{ClusterConfig, ClustersFile, CommitId, Failure, FailureKind, Run, RunId, RunState, keys};
+use kopsline_core::{ClusterConfig, ClustersFile, CommitId, Failure, FailureKind, Phase, Run, RunId, RunState, keys};
 use kopsline_gitlab::{Changes, Event, Push, SourceError, Verifier};
 use kopsline_lambda::clients::Origin;
 use kopsline_state::Runs;
@@ -265,6 +265,7 @@ fn new_run(push: &Push, cluster: ClusterConfig, delivery: &str, now: Timestamp) 
         stages: Vec::new(),
         approvals: Vec::new(),
         update_begun: false,
+        phase: Phase::All,
         plan_digest: None,
         ended_at: None,
         failure: None,

@@ -1,4 +1,7 @@
-//! The adapter to EC2 and Auto Scaling.
+//! The adapter to EC2, Auto Scaling and Elastic Load Balancing.
+
+mod groups;
+mod load_balancers;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -13,7 +16,7 @@ use futures::{StreamExt as _, TryStreamExt as _, stream};
 use kopsline_rolling::{LaunchTemplateRef, LaunchTemplateVersions, RawGroup, RawInstance, RawInventory, RawMember};
 use tracing::debug;
 
-use crate::{Cloud, CloudError};
+use crate::{Cloud, CloudError, Deregistration, LoadBalancer, LoadBalancerClass};
 
 /// One attempt of a call: 1,000 instances are several megabytes of XML.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(30);
@@ -34,11 +37,13 @@ const TEMPLATES_PER_CALL: usize = 200;
 /// How many instances one `TerminateInstances` takes; AWS advises against many more.
 const TERMINATIONS_PER_CALL: usize = 100;
 
-/// EC2 and Auto Scaling of one account and region.
+/// The cloud of one account and region.
 #[derive(Debug, Clone)]
 pub struct AwsCloud {
     ec2: aws_sdk_ec2::Client,
     autoscaling: aws_sdk_autoscaling::Client,
+    classic: aws_sdk_elasticloadbalancing::Client,
+    balancers: aws_sdk_elasticloadbalancingv2::Client,
 }
 
 impl AwsCloud {
@@ -54,19 +59,12 @@ impl AwsCloud {
 
     /// With the credentials, region and endpoints of `config`; timeouts and retries are this crate's own.
     pub fn new(config: &SdkConfig) -> Self {
-        Self::from_builders(aws_sdk_ec2::config::Builder::from(config), aws_sdk_autoscaling::config::Builder::from(config))
-    }
-
-    fn from_builders(ec2: aws_sdk_ec2::config::Builder, autoscaling: aws_sdk_autoscaling::config::Builder) -> Self {
-        let retries = RetryConfig::standard().with_max_attempts(ATTEMPTS).with_initial_backoff(FIRST_BACKOFF);
-        let timeouts = TimeoutConfig::builder()
-            .connect_timeout(CONNECT_TIMEOUT)
-            .operation_attempt_timeout(ATTEMPT_TIMEOUT)
-            .operation_timeout(OPERATION_TIMEOUT)
-            .build();
+        let config = config.to_builder().retry_config(retries()).timeout_config(timeouts()).build();
         Self {
-            ec2: aws_sdk_ec2::Client::from_conf(ec2.retry_config(retries.clone()).timeout_config(timeouts.clone()).build()),
-            autoscaling: aws_sdk_autoscaling::Client::from_conf(autoscaling.retry_config(retries).timeout_config(timeouts).build()),
+            ec2: aws_sdk_ec2::Client::new(&config),
+            autoscaling: aws_sdk_autoscaling::Client::new(&config),
+            classic: aws_sdk_elasticloadbalancing::Client::new(&config),
+            balancers: aws_sdk_elasticloadbalancingv2::Client::new(&config),
         }
     }
 
@@ -140,6 +138,18 @@ impl AwsCloud {
     }
 }
 
+fn retries() -> RetryConfig {
+    RetryConfig::standard().with_max_attempts(ATTEMPTS).with_initial_backoff(FIRST_BACKOFF)
+}
+
+fn timeouts() -> TimeoutConfig {
+    TimeoutConfig::builder()
+        .connect_timeout(CONNECT_TIMEOUT)
+        .operation_attempt_timeout(ATTEMPT_TIMEOUT)
+        .operation_timeout(OPERATION_TIMEOUT)
+        .build()
+}
+
 #[async_trait]
 impl Cloud for AwsCloud {
     async fn observe(&self, cluster: &str) -> Result<RawInventory, CloudError> {
@@ -179,6 +189,37 @@ impl Cloud for AwsCloud {
             }
         }
         results
+    }
+
+    async fn suspend_rebalance(&self, group: &str) -> Result<(), CloudError> {
+        self.suspend(group).await
+    }
+
+    async fn resume_rebalance(&self, group: &str) -> Result<(), CloudError> {
+        self.resume(group).await
+    }
+
+    async fn mark_detached(&self, group: &str, instance: &str) -> Result<(), CloudError> {
+        self.tag_detached(group, instance).await
+    }
+
+    async fn detach(&self, group: &str, instance: &str) -> Result<(), CloudError> {
+        self.detach_one(group, instance).await
+    }
+
+    async fn deregister(&self, group: &str, instance: &str) -> Result<Deregistration, CloudError> {
+        self.take_out(group, instance).await
+    }
+
+    async fn register(&self, group: &str, instance: &str) -> Result<(), CloudError> {
+        self.put_back(group, instance).await
+    }
+
+    async fn load_balancers(&self, class: LoadBalancerClass, name: &str) -> Result<Vec<LoadBalancer>, CloudError> {
+        match class {
+            LoadBalancerClass::Classic => self.classic_named(name).await,
+            LoadBalancerClass::Network => self.network_named(name).await,
+        }
     }
 }
 

@@ -49,6 +49,11 @@ impl CloudError {
         matches!(self, Self::Refused { code, .. } if code == wanted)
     }
 
+    /// Auto Scaling has one code for all that it finds wrong; only its message tells what.
+    pub(crate) fn is_validation_of(&self, wanted: &str) -> bool {
+        matches!(self, Self::Refused { code, message, .. } if code == "ValidationError" && message.contains(wanted))
+    }
+
     pub(crate) fn new<E>(operation: &'static str, target: &str, attempts: u32, error: &SdkError<E>) -> Self
     where
         E: ProvideErrorMetadata + StdError + 'static,

@@ -1,11 +1,14 @@
 //! Approvals: a question with a digest, and one answer.
+//!
+//! Before a stage the answers are yes and no. In the middle of a rolling update a question may have others: what to do
+//! about a drain that does not end.
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{InvalidId, RunId};
 
-/// The stage that an approval opens.
+/// What an answer opens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Gate {
@@ -13,14 +16,31 @@ pub enum Gate {
     Update,
     /// The rolling update.
     Roll,
+    /// The rest of a rolling update that pauses after its first instances.
+    Checkpoint,
+    /// What becomes of a node whose drain does not end.
+    Drain,
 }
 
 impl Gate {
+    /// All gates.
+    pub const ALL: [Self; 4] = [Self::Update, Self::Roll, Self::Checkpoint, Self::Drain];
+
+    /// The answers that can be given.
+    pub fn choices(self) -> &'static [Decision] {
+        match self {
+            Self::Update | Self::Roll | Self::Checkpoint => &[Decision::Approve, Decision::Reject],
+            Self::Drain => &[Decision::Wait, Decision::Skip, Decision::Force, Decision::Fail, Decision::Abort],
+        }
+    }
+
     /// The gate's word in ids and messages.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Update => "update",
             Self::Roll => "roll",
+            Self::Checkpoint => "checkpoint",
+            Self::Drain => "drain",
         }
     }
 }
@@ -40,8 +60,11 @@ impl ApprovalId {
     pub fn new(id: &str) -> Result<Self, InvalidId> {
         let mut parts = id.split('.');
         let well_formed = match (parts.next(), parts.next(), parts.next(), parts.next()) {
-            (Some(run), Some("update" | "roll"), Some(round), None) => {
-                RunId::new(run).is_ok() && (1..=4).contains(&round.len()) && round.bytes().all(|b| b.is_ascii_digit())
+            (Some(run), Some(gate), Some(round), None) => {
+                Gate::ALL.iter().any(|known| known.as_str() == gate)
+                    && RunId::new(run).is_ok()
+                    && (1..=4).contains(&round.len())
+                    && round.bytes().all(|b| b.is_ascii_digit())
             }
             _ => false,
         };
@@ -96,6 +119,16 @@ pub enum Decision {
     Approve,
     /// Do not.
     Reject,
+    /// Of a drain: give it as much time again.
+    Wait,
+    /// Of a drain: leave the node in service and go on with the others.
+    Skip,
+    /// Of a drain: delete what is left on the node, whatever its budgets say.
+    Force,
+    /// Of a drain: stop with this instance group, as kops does.
+    Fail,
+    /// Of a drain: end the roll and give back what was not replaced.
+    Abort,
 }
 
 impl Decision {
@@ -104,14 +137,44 @@ impl Decision {
         match self {
             Self::Approve => "approved",
             Self::Reject => "rejected",
+            Self::Wait => "given more time",
+            Self::Skip => "skipped",
+            Self::Force => "forced",
+            Self::Fail => "failed",
+            Self::Abort => "aborted",
         }
+    }
+
+    /// The decision's word, as it is typed.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Approve => "approve",
+            Self::Reject => "reject",
+            Self::Wait => "wait",
+            Self::Skip => "skip",
+            Self::Force => "force",
+            Self::Fail => "fail",
+            Self::Abort => "abort",
+        }
+    }
+}
+
+impl std::str::FromStr for Decision {
+    type Err = InvalidId;
+    fn from_str(text: &str) -> Result<Self, InvalidId> {
+        let known = Gate::ALL.iter().flat_map(|gate| gate.choices()).find(|choice| choice.as_str() == text);
+        known.copied().ok_or_else(|| InvalidId {
+            what: "answer",
+            value: text.chars().take(80).collect(),
+            remedy: "use approve or reject, or for a stuck drain wait, skip, force, fail or abort",
+        })
     }
 }
 
 /// An answer with its circumstances.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Answer {
-    /// Yes or no.
+    /// One of the gate's choices.
     pub decision: Decision,
     /// Who says so, as far as the caller told.
     pub by: Option<String>,
@@ -132,7 +195,7 @@ pub struct Approval {
     pub run: RunId,
     /// The stage that it opens.
     pub gate: Gate,
-    /// What is approved: the digest of the plan, or of the roll's preview.
+    /// What is approved: the digest of the plan, or of the roll's preview; in the middle of a roll, the question's id.
     pub digest: String,
     /// One line for people.
     pub summary: String,
@@ -150,6 +213,16 @@ pub struct Approval {
 /// Why an answer is not taken.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DecideError {
+    /// The gate does not have this answer.
+    #[error("{id} cannot be answered with {given:?}; answer {}", choices(*gate))]
+    NotAChoice {
+        /// The approval.
+        id: ApprovalId,
+        /// Its gate.
+        gate: Gate,
+        /// The answer given.
+        given: &'static str,
+    },
     /// Somebody answered otherwise before.
     #[error("{id} was already {} by {by} at {at}", decision.done())]
     AlreadyDecided {
@@ -178,10 +251,17 @@ pub enum DecideError {
     },
 }
 
+fn choices(gate: Gate) -> String {
+    gate.choices().iter().map(|choice| choice.as_str()).collect::<Vec<_>>().join(" or ")
+}
+
 impl Approval {
     /// The approval with an answer. The same decision again is no error and changes nothing, so a second click or a repeated
     /// call is harmless.
     pub fn decide(&self, answer: Answer) -> Result<Self, DecideError> {
+        if !self.gate.choices().contains(&answer.decision) {
+            return Err(DecideError::NotAChoice { id: self.id.clone(), gate: self.gate, given: answer.decision.as_str() });
+        }
         match &self.answer {
             Some(before) if before.decision == answer.decision => Ok(self.clone()),
             Some(before) => Err(DecideError::AlreadyDecided {
@@ -244,6 +324,15 @@ mod tests {
         let withdrawn = Approval { withdrawn: true, ..approval() };
         assert!(matches!(withdrawn.decide(answer(Decision::Approve, 1)), Err(DecideError::Withdrawn { .. })));
         assert!(approval().is_open(at(99)) && !approval().is_open(at(100)));
+    }
+
+    #[test]
+    fn a_gate_takes_its_own_answers_alone() {
+        let drain = Approval { gate: Gate::Drain, ..approval() };
+        assert!(drain.decide(answer(Decision::Skip, 1)).is_ok());
+        let error = drain.decide(answer(Decision::Approve, 1)).unwrap_err().to_string();
+        assert!(error.ends_with("cannot be answered with \"approve\"; answer wait or skip or force or fail or abort"), "{error}");
+        assert!(matches!(approval().decide(answer(Decision::Force, 1)), Err(DecideError::NotAChoice { .. })));
     }
 
     #[test]

@@ -9,6 +9,7 @@ use jiff::SignedDuration;
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{ClusterName, StateStoreUri};
+use crate::window::ChangeWindow;
 
 /// The file's name, at the repository's root.
 pub const FILE_NAME: &str = "kopsline.yaml";
@@ -43,6 +44,9 @@ pub struct ClusterConfig {
     /// How nodes are rolled.
     #[serde(default)]
     pub rolling_update: RollingUpdateConfig,
+    /// When a rolling update may begin something new; always when empty. What was begun is finished.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub change_windows: Vec<ChangeWindow>,
 }
 
 /// The pinned kops binary.
@@ -98,9 +102,10 @@ impl GateMode {
 }
 
 /// How nodes are rolled; names and defaults are those of `kops rolling-update cluster` (kOps 1.36
-/// cmd/kops/rolling-update_cluster.go).
+/// cmd/kops/rolling-update_cluster.go) where kops has the setting.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+#[expect(clippy::struct_excessive_bools, reason = "they are independent switches of a command")]
 pub struct RollingUpdateConfig {
     /// Work with EC2 and Auto Scaling alone, without the Kubernetes API: nothing is drained or validated.
     pub cloudonly: bool,
@@ -112,14 +117,70 @@ pub struct RollingUpdateConfig {
     pub node_interval: SignedDuration,
     /// Time to wait after a bastion was terminated.
     pub bastion_interval: SignedDuration,
-    /// How long a group may take to have its instances again.
+    /// How long the cluster may take to validate, and a group to have its instances again.
     pub validation_timeout: SignedDuration,
+    /// How many validations in a row must pass after an instance was replaced.
+    pub validate_count: u32,
+    /// Whether a cluster that does not validate in time stops the roll.
+    pub fail_on_validate_error: bool,
+    /// Whether failures that were there before the roll do not block it. kops lets every failure block.
+    pub validation_baseline: bool,
+    /// Time to wait between the end of a drain and the termination.
+    pub post_drain_delay: SignedDuration,
+    /// How long a drain may take; 0 for no limit.
+    pub drain_timeout: SignedDuration,
+    /// Whether a node that cannot be drained stops its group; otherwise it is terminated anyway.
+    pub fail_on_drain_error: bool,
+    /// What to do about a drain that does not end; unset, `failOnDrainError` decides between fail and force.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub on_stuck_drain: Option<StuckDrainConfig>,
+    /// How long a person may take to answer about a stuck drain.
+    pub drain_decision_timeout: SignedDuration,
+    /// Whether a drain counts as stuck at once when a PodDisruptionBudget can never allow it.
+    pub detect_hopeless_budgets: bool,
+    /// Whether Auto Scaling's `AZRebalance`, which terminates instances by itself, is suspended while a group is rolled.
+    pub suspend_rebalance: bool,
+    /// When to pause by itself; never, if unset.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pause_after: Option<PauseAfterConfig>,
+    /// How long that pause is; unset, until somebody says to go on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pause_for: Option<SignedDuration>,
     /// Wait until a terminated instance's group is complete again before the next one. kops does not under `--cloudonly`.
     pub wait_for_replacement: bool,
     /// Only these instance groups; all when empty.
     pub instance_groups: Vec<String>,
     /// Only these roles; all when empty.
     pub instance_group_roles: Vec<String>,
+    /// The address of the Kubernetes API, if it is not the one that kops would find.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub api_server: Option<String>,
+    /// Whether to speak to the API by its internal name, `api.internal.<cluster>`.
+    pub internal: bool,
+}
+
+/// What to do about a drain that does not end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum StuckDrainConfig {
+    /// The instance group stops; a control-plane group stops the roll.
+    Fail,
+    /// Delete what is left on the node and terminate it.
+    Force,
+    /// Leave the node as it was and go on with the next one.
+    Skip,
+    /// Ask a person.
+    Ask,
+}
+
+/// When a roll pauses by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PauseAfterConfig {
+    /// Once, when so many per cent of the instances are replaced.
+    Percent(u8),
+    /// After the first instance of each group that has more.
+    FirstOfEachGroup,
 }
 
 impl Default for RollingUpdateConfig {
@@ -132,9 +193,23 @@ impl Default for RollingUpdateConfig {
             node_interval: interval,
             bastion_interval: interval,
             validation_timeout: SignedDuration::from_mins(15),
+            validate_count: 2,
+            fail_on_validate_error: true,
+            validation_baseline: true,
+            post_drain_delay: SignedDuration::from_secs(5),
+            drain_timeout: SignedDuration::from_mins(15),
+            fail_on_drain_error: true,
+            on_stuck_drain: None,
+            drain_decision_timeout: SignedDuration::from_hours(1),
+            detect_hopeless_budgets: true,
+            suspend_rebalance: true,
+            pause_after: None,
+            pause_for: None,
             wait_for_replacement: true,
             instance_groups: Vec::new(),
             instance_group_roles: Vec::new(),
+            api_server: None,
+            internal: false,
         }
     }
 }
@@ -221,22 +296,29 @@ impl ClustersFile {
             for (name, value) in [
                 ("approvals.timeout", cluster.approvals.timeout),
                 ("rollingUpdate.validationTimeout", cluster.rolling_update.validation_timeout),
+                ("rollingUpdate.drainDecisionTimeout", cluster.rolling_update.drain_decision_timeout),
             ] {
                 if value < SignedDuration::from_secs(1) || value > SignedDuration::from_hours(24 * 360) {
                     return wrong(format!("{name} is out of range"), "use a duration between 1s and 360 days");
                 }
             }
+            if let Some(problem) = cluster.change_windows.iter().find_map(ChangeWindow::problem) {
+                return wrong(format!("changeWindows: {problem}"), "use a name of the IANA database such as \"Europe/Berlin\"");
+            }
             let rolling = &cluster.rolling_update;
-            if !rolling.cloudonly {
-                return wrong(
-                    "rolling updates with drain and validation need the Kubernetes API, which this version does not speak".into(),
-                    "set `rollingUpdate.cloudonly: true` to roll as `kops rolling-update cluster --cloudonly` does",
-                );
+            if matches!(rolling.pause_after, Some(PauseAfterConfig::Percent(0 | 100..))) {
+                return wrong("rollingUpdate.pauseAfter.percent is out of range".into(), "use a number from 1 to 99");
+            }
+            if rolling.api_server.as_deref().is_some_and(|address| !address.starts_with("https://")) {
+                return wrong("rollingUpdate.apiServer is no https address".into(), "use an address such as \"https://api.example.com\"");
             }
             for (name, value) in [
                 ("rollingUpdate.controlPlaneInterval", rolling.control_plane_interval),
                 ("rollingUpdate.nodeInterval", rolling.node_interval),
                 ("rollingUpdate.bastionInterval", rolling.bastion_interval),
+                ("rollingUpdate.postDrainDelay", rolling.post_drain_delay),
+                ("rollingUpdate.drainTimeout", rolling.drain_timeout),
+                ("rollingUpdate.pauseFor", rolling.pause_for.unwrap_or_default()),
             ] {
                 if value.is_negative() || value > SignedDuration::from_hours(24) {
                     return wrong(format!("{name} is out of range"), "use a duration between 0s and 24h");
@@ -309,8 +391,16 @@ clusters:
             ("eu-central-1", "frankfurt", "no AWS region"),
             ("demo.k8s.local", "demo", "DNS name"),
             ("timeout: 24h", "timeout: 0s", "approvals.timeout"),
+            (
+                "    approvals:",
+                "    changeWindows: [{from: '22:00', to: '05:00', timeZone: Berlin}]\n    approvals:",
+                "\"Berlin\" is not known",
+            ),
             ("nodeInterval: 1s", "nodeInterval: -1s", "nodeInterval"),
-            ("cloudonly: true, ", "", "--cloudonly"),
+            ("cloudonly: true", "drainTimeout: 25h", "drainTimeout"),
+            ("cloudonly: true", "pauseAfter: {percent: 100}", "pauseAfter"),
+            ("cloudonly: true", "apiServer: 'http://api.example.com'", "apiServer"),
+            ("cloudonly: true", "onStuckDrain: panic", "panic"),
         ] {
             let error = ClustersFile::parse(&GOOD.replace(from, to), &limits()).unwrap_err().to_string();
             assert!(error.contains(expected), "{from} -> {to}: {error}");

@@ -46,10 +46,24 @@ pub fn token(id: &ApprovalId) -> String {
     format!("tokens/{id}")
 }
 
+/// The task token of a paused rolling update, which the order to resume or to abort answers.
+pub fn hold(run: &RunId) -> String {
+    format!("tokens/{run}.hold")
+}
+
+/// What earlier rolling updates of a cluster took, for forecasts.
+pub fn roll_history(store: &StateStoreUri, cluster: &ClusterName) -> String {
+    format!("roll-history/{}/{cluster}.json", place(store))
+}
+
 /// A cluster's lock.
 pub fn lock(store: &StateStoreUri, cluster: &ClusterName) -> String {
-    let place = store.as_str().trim_start_matches("s3://").replace('/', "~");
-    format!("locks/{place}/{cluster}.json")
+    format!("locks/{}/{cluster}.json", place(store))
+}
+
+/// A state store as one part of a key.
+fn place(store: &StateStoreUri) -> String {
+    store.as_str().trim_start_matches("s3://").replace('/', "~")
 }
 
 /// The run's entry in the index of newest runs.

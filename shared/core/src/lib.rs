@@ -9,10 +9,14 @@ pub mod failure;
 pub mod ids;
 pub mod keys;
 pub mod lock;
+pub mod orders;
 pub mod run;
+pub mod window;
 
 pub use approval::{Approval, ApprovalId, Decision, Gate};
 pub use config::{ClusterConfig, ClustersFile};
 pub use failure::{Classify, Failure, FailureKind};
 pub use ids::{ClusterName, CommitId, InvalidId, RunId, StateStoreUri};
-pub use run::{Event, Run, RunState, Stage, StageRecord, StageState};
+pub use orders::{Order, Ordered, RollOrders};
+pub use run::{Event, Phase, Run, RunState, Stage, StageRecord, StageState};
+pub use window::ChangeWindow;

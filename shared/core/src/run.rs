@@ -87,6 +87,41 @@ impl StageState {
     }
 }
 
+/// Which part of a change the update and the roll are at.
+///
+/// Nodes must not be newer than the control plane, and an Auto Scaling group launches from its newest template at any
+/// time. So a new minor version of Kubernetes is brought as `kops reconcile cluster` does (kOps 1.36
+/// cmd/kops/reconcile_cluster.go): the control plane is updated and rolled, then the nodes are, then what only the old
+/// version needed is pruned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Phase {
+    /// Everything at once: no new minor version.
+    #[default]
+    All,
+    /// The control plane and the API servers.
+    ControlPlane,
+    /// The rest.
+    Nodes,
+    /// What only the old version needed.
+    Prune,
+}
+
+impl Phase {
+    /// The folder of the phase's rolling update in the run's record.
+    pub fn roll_folder(self) -> &'static str {
+        match self {
+            Self::ControlPlane => "roll/control-plane",
+            Self::All | Self::Nodes | Self::Prune => "roll",
+        }
+    }
+
+    /// The name of a document of the phase's rolling update, such as `preview.txt`.
+    pub fn roll_document(self, name: &str) -> String {
+        format!("{}/{name}", self.roll_folder())
+    }
+}
+
 /// A stage as it went.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StageRecord {
@@ -191,6 +226,9 @@ pub struct Run {
     /// Its stages, in the order they were entered.
     #[serde(default)]
     pub stages: Vec<StageRecord>,
+    /// The part of the change that it is at.
+    #[serde(default)]
+    pub phase: Phase,
     /// Its questions, in the order they were asked.
     #[serde(default)]
     pub approvals: Vec<ApprovalId>,

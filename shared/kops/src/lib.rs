@@ -18,7 +18,7 @@ mod scratch;
 
 pub use binaries::{Arch, BinaryError, Kops, KopsBinaries, RELEASES, Source, SourceError};
 pub use environment::Environment;
-pub use operations::VersionError;
+pub use operations::{UpdateScope, VersionError};
 pub use rehearsal::{EngineError, Rehearsal, dry_run, not_previewed, rehearse};
 pub use runner::{Channel, KopsFailed, Output, RunError, Runner, Timeouts};
 pub use scratch::{Scratch, ScratchError};

@@ -34,6 +34,28 @@ impl Classify for VersionError {
     }
 }
 
+/// What `kops update cluster --yes` takes on; the steps of `kops reconcile cluster` (kOps 1.36
+/// cmd/kops/reconcile_cluster.go).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum UpdateScope {
+    /// Everything but what needs `--prune`.
+    Everything,
+    /// Instance groups of the control plane and of API servers, and what all groups share.
+    ControlPlane,
+    /// Everything, and the deletion of what is no longer needed.
+    Prune,
+}
+
+impl UpdateScope {
+    fn flag(self) -> Option<&'static str> {
+        match self {
+            Self::Everything => None,
+            Self::ControlPlane => Some("--instance-group-roles=control-plane,apiserver"),
+            Self::Prune => Some("--prune"),
+        }
+    }
+}
+
 impl Runner {
     /// Checks that the binary is of the version it was fetched as: a checksum says only that the file is the one meant.
     pub async fn check_version(&self) -> Result<(), VersionError> {
@@ -66,9 +88,10 @@ impl Runner {
     /// half of its work, which running it again completes.
     ///
     /// kops holds back the version of nodes while the control plane is older, but only if it finds a kubeconfig for the
-    /// cluster; here it never does, with the same outcome for the dry run and for this.
-    pub async fn update_apply(&self, state: &str, cluster: &ClusterName) -> Result<Output, RunError> {
-        let args = ["update", "cluster", "--name", cluster.as_str(), "--state", state, "--yes", "--create-kube-config=false"];
+    /// cluster; here it never does, with the same outcome for the dry run and for this. [`UpdateScope`] does it instead.
+    pub async fn update_apply(&self, state: &str, cluster: &ClusterName, scope: UpdateScope) -> Result<Output, RunError> {
+        let mut args = vec!["update", "cluster", "--name", cluster.as_str(), "--state", state, "--yes", "--create-kube-config=false"];
+        args.extend(scope.flag());
         self.run(&args, &[], self.timeouts().update).await
     }
 }

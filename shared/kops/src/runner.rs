@@ -507,6 +507,7 @@ mod tests {
 
     #[tokio::test]
     async fn commands_name_their_cluster_and_store() {
+        use crate::operations::UpdateScope;
         use crate::scratch::Scratch;
         use kopsline_core::ClusterName;
         let (folder, runner) = fake("echo \"$@\"; test -e manifests.yaml && cat manifests.yaml");
@@ -515,8 +516,15 @@ mod tests {
         // The script's last test fails where there are no manifests, which shows what was asked.
         let Err(RunError::Failed(dry)) = dry else { panic!("{dry:?}") };
         assert_eq!(dry.stdout, "update cluster --name demo.k8s.local --state s3://state\n");
-        let Err(RunError::Failed(apply)) = runner.update_apply("s3://state", &cluster).await else { panic!("it did not fail") };
-        assert_eq!(apply.stdout, "update cluster --name demo.k8s.local --state s3://state --yes --create-kube-config=false\n");
+        for (scope, flag) in [
+            (UpdateScope::Everything, ""),
+            (UpdateScope::ControlPlane, " --instance-group-roles=control-plane,apiserver"),
+            (UpdateScope::Prune, " --prune"),
+        ] {
+            let Err(RunError::Failed(apply)) = runner.update_apply("s3://state", &cluster, scope).await else { panic!("it did not fail") };
+            let expected = format!("update cluster --name demo.k8s.local --state s3://state --yes --create-kube-config=false{flag}\n");
+            assert_eq!(apply.stdout, expected);
+        }
         let scratch = Scratch::from_registry(folder.path(), &cluster, &kopsline_manifests::Registry::new()).unwrap();
         let output = runner.replace(&scratch, "kind: Cluster\n").await.unwrap();
         let expected =

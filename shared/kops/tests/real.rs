@@ -14,7 +14,7 @@ use std::time::Duration;
 use aws_sdk_s3::config::{BehaviorVersion, Credentials, Region};
 use aws_sdk_s3::types::CreateBucketConfiguration;
 use kopsline_core::{ClusterName, StateStoreUri};
-use kopsline_kops::{EngineError, Environment, Kops, RunError, Runner, Timeouts, dry_run, not_previewed, rehearse};
+use kopsline_kops::{EngineError, Environment, Kops, RunError, Runner, Timeouts, UpdateScope, dry_run, not_previewed, rehearse};
 use kopsline_manifests::{Change, ManifestSet, SourceFile};
 use kopsline_state::testing::MemoryStore;
 use kopsline_state::{ClusterState, Journal, ObjectStore, S3Store, S3Stores, Stores, Transaction};
@@ -164,7 +164,7 @@ async fn a_cluster_is_rehearsed_created_changed_and_restored() {
     let bare = world.runner.update_dry_run(world.store.as_str(), &world.cluster).await.unwrap();
     let bare = without_ssh_key(&bare.stdout);
     assert_eq!(differences(&plan.stdout, &bare), Vec::<String>::new(), "the plan is what kops itself says after the commit");
-    world.runner.update_apply(world.store.as_str(), &world.cluster).await.unwrap();
+    world.runner.update_apply(world.store.as_str(), &world.cluster, UpdateScope::Everything).await.unwrap();
     assert_eq!(world.live().await.kops_version.as_deref(), Some("1.36.2"));
 
     // kops fills in some of a new cluster's fields and takes them out again at the next replace of the same file.

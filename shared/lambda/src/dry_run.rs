@@ -1,5 +1,7 @@
 //! The dry run as `plan` makes it and `update` makes it again.
 
+use std::collections::BTreeMap;
+
 use kopsline_core::{Failure, FailureKind, Run};
 use kopsline_kops::Runner;
 use kopsline_plan::{DigestInputs, Plan, parse, scrub};
@@ -12,6 +14,8 @@ pub struct DryRun {
     pub plan: Plan,
     /// What an approval is for.
     pub inputs: DigestInputs,
+    /// The registry that it was made from.
+    pub live: ClusterState,
 }
 
 /// Runs `kops update cluster` without `--yes` on the live state store. It writes nothing.
@@ -25,10 +29,15 @@ pub async fn make(runner: &Runner, stores: &dyn Stores, run: &Run) -> Result<Dry
         commit: run.merge.commit.to_string(),
         kops_version: runner.kops().version.to_string(),
         kops_sha256: runner.kops().sha256.clone(),
-        registry: live.registry.iter().map(|(key, object)| (key.clone(), DigestInputs::hash(&object.bytes))).collect(),
+        registry: hashes(&live),
         dry_run: DigestInputs::hash(plan.normal_form()),
     };
-    Ok(DryRun { plan, inputs })
+    Ok(DryRun { plan, inputs, live })
+}
+
+/// The SHA-256 of each object of a registry, by its name.
+pub fn hashes(live: &ClusterState) -> BTreeMap<String, String> {
+    live.registry.iter().map(|(key, object)| (key.clone(), DigestInputs::hash(&object.bytes))).collect()
 }
 
 /// kops' own words without secrets.

@@ -115,8 +115,8 @@ pub struct ApprovalView {
     pub gate: String,
     /// What is approved.
     pub digest: String,
-    /// `Some(true)`: approved; `Some(false)`: rejected; `None`: no answer.
-    pub approved: Option<bool>,
+    /// The answer in the past, such as `approved`; `None` while there is none.
+    pub answer: Option<String>,
     /// Who answered, as far as that is known.
     pub by: Option<String>,
     /// When it was answered.
@@ -157,6 +157,29 @@ pub struct RollStepView {
     pub instance: String,
     /// What was done.
     pub what: String,
+    /// What it spent its time with; a span without an end is still going on.
+    pub spans: Vec<RollSpan>,
+}
+
+/// What an instance of a roll spent some time with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RollSpan {
+    /// With what.
+    pub kind: RollSpanKind,
+    /// From when.
+    pub from: Timestamp,
+    /// Until when.
+    pub to: Option<Timestamp>,
+}
+
+/// See [`RollSpan`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RollSpanKind {
+    /// Its pods were evicted, or whatever else comes before its termination.
+    Draining,
+    /// It is gone, and its replacement has not come yet.
+    Replacing,
 }
 
 /// An entry of the audit trail.
@@ -217,6 +240,8 @@ struct RunPart<'a> {
     update_output: Option<String>,
     preview: &'a [PreviewRowView],
     roll: Vec<StepPart<'a>>,
+    /// From when to when the bars of the roll go.
+    roll_span: String,
     events: Vec<EventPart<'a>>,
 }
 
@@ -244,7 +269,7 @@ struct PlanPart<'a> {
 
 struct ApprovalPart<'a> {
     gate: &'a str,
-    answer: &'static str,
+    answer: String,
     tone: &'static str,
     by: &'a str,
     at: String,
@@ -256,6 +281,7 @@ struct ApprovalPart<'a> {
 struct StepPart<'a> {
     started: String,
     took: String,
+    bars: Vec<Bar>,
     group: &'a str,
     instance: &'a str,
     what: &'a str,
@@ -298,6 +324,8 @@ fn run(run: &RunView) -> RunPart<'_> {
     let waited: i64 =
         run.stages.iter().flat_map(|stage| stage.waits.iter().map(|(from, to)| between(*from, to.or(stage.ended_at).unwrap_or(end)))).sum();
     let total = between(run.started_at, end);
+    let roll_start = run.roll.iter().map(|step| step.started_at).min().unwrap_or(run.started_at);
+    let roll_end = run.roll.iter().map(|step| step.ended_at.unwrap_or(end)).max().unwrap_or(end);
     let so_far = if run.ended_at.is_none() { " so far" } else { "" };
     let of_which = if waited >= 1000 { format!(", of which {} waiting", duration(waited)) } else { String::new() };
     RunPart {
@@ -322,17 +350,8 @@ fn run(run: &RunView) -> RunPart<'_> {
         approvals: run.approvals.iter().map(approval).collect(),
         update_output: run.update_output.as_deref().map(scrub),
         preview: &run.preview,
-        roll: run
-            .roll
-            .iter()
-            .map(|step| StepPart {
-                started: clock(step.started_at),
-                took: step.ended_at.map(|end| duration(between(step.started_at, end))).unwrap_or_default(),
-                group: &step.group,
-                instance: &step.instance,
-                what: &step.what,
-            })
-            .collect(),
+        roll: run.roll.iter().map(|part| step(part, roll_start, roll_end)).collect(),
+        roll_span: format!("{} to {}", clock(roll_start), clock(roll_end)),
         events: run
             .events
             .iter()
@@ -351,12 +370,7 @@ fn latest(run: &RunView) -> Timestamp {
 fn stage(view: &StageView, start: Timestamp, end: Timestamp) -> StagePart<'_> {
     let (mark, tone, state) = stage_word(view.outcome);
     let until = view.ended_at.unwrap_or(end);
-    let whole = between(start, end).max(1);
-    let bar = |class, from: Timestamp, to: Timestamp| Bar {
-        class,
-        left: percent(between(start, from), whole),
-        width: percent(between(from, to), whole),
-    };
+    let bar = |class, from, to| bar(class, (from, to), (start, end));
     let mut bars = Vec::new();
     let mut at = view.started_at;
     for (from, to) in &view.waits {
@@ -385,12 +399,38 @@ fn stage(view: &StageView, start: Timestamp, end: Timestamp) -> StagePart<'_> {
     }
 }
 
-fn approval(approval: &ApprovalView) -> ApprovalPart<'_> {
-    let (answer, tone) = match approval.approved {
-        Some(true) => ("✓ approved", "good"),
-        Some(false) => ("✕ rejected", "bad"),
-        None => ("◌ no answer", "wait"),
+/// A bar from and to a time, on a line that goes from and to others.
+fn bar(class: &'static str, (from, to): (Timestamp, Timestamp), (start, end): (Timestamp, Timestamp)) -> Bar {
+    let whole = between(start, end).max(1);
+    Bar { class, left: percent(between(start, from), whole), width: percent(between(from, to), whole) }
+}
+
+fn step(view: &RollStepView, start: Timestamp, end: Timestamp) -> StepPart<'_> {
+    let span = |span: &RollSpan| {
+        let class = match span.kind {
+            RollSpanKind::Draining => "busy",
+            RollSpanKind::Replacing => "wait",
+        };
+        bar(class, (span.from, span.to.unwrap_or(end)), (start, end))
     };
+    StepPart {
+        started: clock(view.started_at),
+        took: view.ended_at.map(|end| duration(between(view.started_at, end))).unwrap_or_default(),
+        bars: view.spans.iter().map(span).collect(),
+        group: &view.group,
+        instance: &view.instance,
+        what: &view.what,
+    }
+}
+
+fn approval(approval: &ApprovalView) -> ApprovalPart<'_> {
+    let (mark, answer, tone) = match approval.answer.as_deref() {
+        Some(answer @ "approved") => ("✓", answer, "good"),
+        Some(answer @ ("rejected" | "aborted" | "failed")) => ("✕", answer, "bad"),
+        Some(answer) => ("●", answer, "quiet"),
+        None => ("◌", "no answer", "wait"),
+    };
+    let answer = format!("{mark} {answer}");
     let digits = approval.digest.strip_prefix("sha256:").unwrap_or(&approval.digest);
     ApprovalPart {
         gate: &approval.gate,

@@ -4,7 +4,7 @@
 
 use jiff::Timestamp;
 use kopsline_plan::{
-    ApprovalView, DigestInputs, EventView, PlanDocument, PreviewRowView, RollStepView, RunOutcome, RunView, StageOutcome, StageView,
+    ApprovalView, DigestInputs, EventView, PlanDocument, PreviewRowView, RollSpan, RollSpanKind, RollStepView, RunOutcome, RunView, StageOutcome, StageView,
     Summary, digest, html, markdown, parse, redact, run_page,
 };
 
@@ -46,7 +46,7 @@ fn approval(gate: &str, digest: &str, by: &str, clock: &str, comment: &str) -> A
     ApprovalView {
         gate: gate.into(),
         digest: digest.into(),
-        approved: Some(true),
+        answer: Some("approved".to_owned()),
         by: Some(by.into()),
         at: Some(at(clock)),
         comment: Some(comment.into()),
@@ -72,12 +72,16 @@ fn finished() -> RunView {
     let mut roll = stage("roll", StageOutcome::Succeeded, "09:47:40", "09:56:02", "3 instances replaced");
     roll.waits =
         vec![(at("09:48:10"), Some(at("09:50:00"))), (at("09:50:35"), Some(at("09:52:40"))), (at("09:53:20"), Some(at("09:55:31")))];
-    let step = |instance: &str, from: &str, to: &str| RollStepView {
+    let step = |instance: &str, from: &str, terminated: &str, to: &str| RollStepView {
         started_at: at(from),
         ended_at: Some(at(to)),
         group: "nodes-general".into(),
         instance: instance.into(),
         what: "drained, terminated, replacement ready".into(),
+        spans: vec![
+            RollSpan { kind: RollSpanKind::Draining, from: at(from), to: Some(at(terminated)) },
+            RollSpan { kind: RollSpanKind::Replacing, from: at(terminated), to: Some(at(to)) },
+        ],
     };
     RunView {
         id: RUN.into(),
@@ -118,9 +122,9 @@ fn finished() -> RunView {
             preview("nodes-spot", 0, 2, 2, 4),
         ],
         roll: vec![
-            step("i-0a1b2c3d4e5f60001", "09:47:41", "09:50:05"),
-            step("i-0a1b2c3d4e5f60002", "09:50:06", "09:52:44"),
-            step("i-0a1b2c3d4e5f60003", "09:52:46", "09:56:01"),
+            step("i-0a1b2c3d4e5f60001", "09:47:41", "09:48:12", "09:50:05"),
+            step("i-0a1b2c3d4e5f60002", "09:50:06", "09:50:35", "09:52:44"),
+            step("i-0a1b2c3d4e5f60003", "09:52:46", "09:53:20", "09:56:01"),
         ],
         events: vec![
             event("09:42:07", "", "received", "push by ann, delivery 3f1c"),

@@ -1,7 +1,7 @@
 //! A run's documents gathered into its page, and into the line that an approval shows.
 
-use kopsline_core::{Approval, Event, Failure, FailureKind, Gate, Run, RunId, RunState, Stage, StageRecord, StageState};
-use kopsline_plan::{ApprovalView, EventView, PlanDocument, PreviewRowView, RollStepView, RunOutcome, RunView, StageOutcome, StageView};
+use kopsline_core::{Approval, Event, Failure, FailureKind, Gate, Phase, Run, RunId, RunState, Stage, StageRecord, StageState};
+use kopsline_plan::{ApprovalView, EventView, PlanDocument, PreviewRowView, RollSpan, RollSpanKind, RollStepView, RunOutcome, RunView, StageOutcome, StageView};
 use kopsline_rolling::{InstancePhase, InstanceRoll, Preview, RollState};
 use kopsline_state::{RunError, Runs};
 use sha2::{Digest, Sha256};
@@ -24,9 +24,18 @@ pub async fn plan_summary(runs: &Runs, run: &RunId, gate: Gate) -> Result<(Strin
             Ok((plan.digest, plan.summary.to_string()))
         }
         Gate::Roll => {
-            let preview = runs.text(run, "roll/preview.txt").await?.ok_or_else(|| missing("roll/preview.txt"))?;
-            let note = runs.read(run).await?.stage(Stage::RollPreview).map(|stage| stage.note.clone());
+            let record = runs.read(run).await?;
+            let name = record.phase.roll_document("preview.txt");
+            let preview = runs.text(run, &name).await?.ok_or_else(|| missing(&name))?;
+            let note = record.stage(Stage::RollPreview).map(|stage| stage.note.clone());
             Ok((hex::encode(Sha256::digest(&preview)), note.unwrap_or_default()))
+        }
+        Gate::Checkpoint | Gate::Drain => {
+            let name = runs.read(run).await?.phase.roll_document("checkpoint.json");
+            let roll: RollState = runs.document(run, &name).await?.ok_or_else(|| missing(&name))?;
+            let question = roll.questions.first();
+            let question = question.ok_or_else(|| Failure::new(FailureKind::Failed, format!("the roll of {run} asks nothing")))?;
+            Ok((question.id.clone(), question.to_string()))
         }
     }
 }
@@ -39,19 +48,37 @@ async fn view(runs: &Runs, run: Run) -> Result<RunView, Failure> {
         }
         Ok::<_, RunError>(found)
     };
-    let (approvals, preview, roll, plan, update_output, events) = futures::try_join!(
+    let rolls = async {
+        let (mut rows, mut steps) = (Vec::new(), Vec::new());
+        for phase in [Phase::ControlPlane, Phase::All] {
+            let (preview, checkpoint) = (phase.roll_document("preview.json"), phase.roll_document("checkpoint.json"));
+            let (preview, roll) =
+                futures::try_join!(runs.document::<Preview>(&run.id, &preview), runs.document::<RollState>(&run.id, &checkpoint))?;
+            rows.extend(preview.map(preview_rows).unwrap_or_default());
+            steps.extend(roll.map(|roll| roll_steps(&roll)).unwrap_or_default());
+        }
+        Ok((rows, steps))
+    };
+    let update_output = async {
+        let mut whole: Option<String> = None;
+        for name in ["update.txt", "update-nodes.txt", "update-prune.txt"] {
+            let Some(text) = runs.text(&run.id, name).await? else { continue };
+            whole = Some(whole.map_or_else(|| text.clone(), |before| format!("{before}\n{text}")));
+        }
+        Ok(whole)
+    };
+    let (approvals, (preview, roll), plan, update_output, events) = futures::try_join!(
         approvals,
-        runs.document::<Preview>(&run.id, "roll/preview.json"),
-        runs.document::<RollState>(&run.id, "roll/checkpoint.json"),
+        rolls,
         runs.document::<PlanDocument>(&run.id, "plan.json"),
-        runs.text(&run.id, "update.txt"),
+        update_output,
         runs.events(&run.id),
     )?;
     Ok(RunView {
         plan,
         update_output,
-        preview: preview.map(preview_rows).unwrap_or_default(),
-        roll: roll.map(|roll| roll_steps(&roll)).unwrap_or_default(),
+        preview,
+        roll,
         events: events.into_iter().map(event).collect(),
         approvals,
         stages: run.stages.iter().map(stage).collect(),
@@ -108,7 +135,7 @@ fn approval(approval: Approval) -> ApprovalView {
     ApprovalView {
         gate: approval.gate.as_str().to_owned(),
         digest: approval.digest,
-        approved: answer.as_ref().map(|answer| answer.decision == kopsline_core::Decision::Approve),
+        answer: answer.as_ref().map(|answer| answer.decision.done().to_owned()),
         by: answer.as_ref().and_then(|answer| answer.by.clone()),
         at: answer.as_ref().map(|answer| answer.at),
         comment: answer.and_then(|answer| answer.comment),
@@ -138,21 +165,40 @@ fn roll_steps(roll: &RollState) -> Vec<RollStepView> {
                 group: group.name.clone(),
                 instance: instance.id.clone(),
                 what: what(instance),
+                spans: spans(instance),
             })
         })
     });
     steps.collect()
 }
 
+/// What the instance spent its time with, as far as that is known.
+fn spans(instance: &InstanceRoll) -> Vec<RollSpan> {
+    let mut spans = Vec::new();
+    if let Some(from) = instance.started {
+        spans.push(RollSpan { kind: RollSpanKind::Draining, from, to: instance.terminated });
+    }
+    if let Some(from) = instance.terminated.or(instance.gone) {
+        spans.push(RollSpan { kind: RollSpanKind::Replacing, from, to: instance.replaced.as_ref().map(|replaced| replaced.at).or(Some(from)) });
+    }
+    spans
+}
+
 fn what(instance: &InstanceRoll) -> String {
     match (&instance.phase, &instance.replaced) {
+        (InstancePhase::Failed { error }, _) => format!("not replaced: {error}"),
+        (InstancePhase::Skipped { why }, _) => format!("left as it was: {why}"),
+        (InstancePhase::Returning { why, .. }, _) => format!("is given back: {why}"),
         (_, Some(replaced)) => format!("replaced by {}", replaced.by),
-        (InstancePhase::Failed { error }, _) => format!("not terminated: {error}"),
         (InstancePhase::Vanished, _) => "went away before its turn".to_owned(),
-        (InstancePhase::Skipped { why } | InstancePhase::Returning { why, .. }, _) => format!("left as it was: {why}"),
         (InstancePhase::Waiting, _) => "waits".to_owned(),
         (InstancePhase::Detaching { .. }, _) => "is being detached".to_owned(),
-        (InstancePhase::Preparing { .. } | InstancePhase::Draining(_) | InstancePhase::Settling { .. }, _) => "is being drained".to_owned(),
+        (InstancePhase::Preparing { .. }, _) => "is taken out of service".to_owned(),
+        (InstancePhase::Draining(drain), _) => match &drain.blocker {
+            Some(blocker) => format!("is being drained, {} pods left; waits for {}", drain.remaining, blocker.pod),
+            None => format!("is being drained, {} pods left", drain.remaining),
+        },
+        (InstancePhase::Settling { .. }, _) => "is drained".to_owned(),
         (InstancePhase::Terminating { .. }, _) => "is being terminated".to_owned(),
         (InstancePhase::Terminated | InstancePhase::Done, _) => "terminated".to_owned(),
     }

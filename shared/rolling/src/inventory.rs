@@ -14,6 +14,9 @@ const GROUP_TAG: &str = "kops.k8s.io/instancegroup";
 /// The tag of an instance that kOps took out of its group to surge.
 const DETACHED_TAG: &str = "kops.k8s.io/detached-from-asg";
 
+/// What stands for a configuration that a plan would make.
+const PLANNED: &str = "as planned";
+
 /// The APIs' answers, unjudged. An adapter fills this; [`classify`] gives it meaning.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct RawInventory {
@@ -224,6 +227,23 @@ pub struct Inventory {
     pub unmatched: Vec<String>,
     /// Whether nodes were looked at.
     pub nodes_known: bool,
+}
+
+impl Inventory {
+    /// The inventory as it will be once a plan is applied that gives these instance groups another configuration: all their
+    /// instances need an update then. Groups that do not exist yet are passed over.
+    #[must_use]
+    pub fn expecting(mut self, changed: &[String]) -> Self {
+        for name in changed {
+            let Some(group) = self.groups.get_mut(name).filter(|group| group.configuration.is_some()) else { continue };
+            group.configuration = Some(PLANNED.to_owned());
+            for mut instance in std::mem::take(&mut group.ready) {
+                instance.status = Status::NeedsUpdate;
+                group.need_update.push(instance);
+            }
+        }
+        self
+    }
 }
 
 /// Answers that make no sense together.

@@ -20,6 +20,7 @@ mod settings;
 pub mod sim;
 mod spec;
 mod state;
+mod tell;
 mod validation;
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use futures::stream::{self, StreamExt, TryStreamExt};
 use jiff::Timestamp;
 use kopsline_core::{Approval, ApprovalId, Classify, Event, Failure, FailureKind, Run, RunId, Stage, keys};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde::de::DeserializeOwned;
 
 use crate::documents::{Documents, Update, UpdateError};
@@ -11,6 +11,25 @@ use crate::object::{Condition, StoreError, WriteError};
 
 /// How many documents are read at a time.
 const CONCURRENT_READS: usize = 8;
+/// How many groups of events of one name may happen in one millisecond.
+const MOST_AT_ONE_TIME: u32 = 100;
+
+/// An object of the audit trail.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Told {
+    One(Event),
+    Several(Vec<Event>),
+}
+
+impl Told {
+    fn events(self) -> Vec<Event> {
+        match self {
+            Self::One(event) => vec![event],
+            Self::Several(events) => events,
+        }
+    }
+}
 
 /// A record that could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -110,12 +129,34 @@ impl Runs {
         Ok(self.documents.write(&keys::event(id, at, what), &event).await?)
     }
 
+    /// Adds several events at once as one object: a decision of a rolling update may have hundreds. What was told before is
+    /// not told twice, and nothing is overwritten.
+    pub async fn happened(&self, id: &RunId, what: &str, events: &[Event]) -> Result<(), RunError> {
+        let Some(first) = events.first() else { return Ok(()) };
+        for event in events {
+            tracing::info!(what = event.what, "{}", event.message);
+        }
+        // Two decisions may fall into one millisecond.
+        let names = std::iter::once(what.to_owned()).chain((2..=MOST_AT_ONE_TIME).map(|number| format!("{what}-{number}")));
+        let mut key = String::new();
+        for name in names {
+            key = keys::event(id, first.at, &name);
+            if self.documents.create(&key, &events).await? {
+                return Ok(());
+            }
+            if self.documents.read::<Vec<Event>>(&key).await?.is_some_and(|found| found.value == events) {
+                return Ok(());
+            }
+        }
+        Err(UpdateError::Contended { place: self.documents.store().place(&key) }.into())
+    }
+
     /// The audit trail in order.
     pub async fn events(&self, id: &RunId) -> Result<Vec<Event>, RunError> {
         let listed = self.documents.store().list(&keys::events(id)).await?;
-        let reads: Vec<_> = listed.iter().map(|meta| self.documents.read::<Event>(&meta.key)).collect();
+        let reads: Vec<_> = listed.iter().map(|meta| self.documents.read::<Told>(&meta.key)).collect();
         let events: Vec<_> = stream::iter(reads).buffered(CONCURRENT_READS).try_collect().await?;
-        Ok(events.into_iter().flatten().map(|found| found.value).collect())
+        Ok(events.into_iter().flatten().flat_map(|found| found.value.events()).collect())
     }
 
     /// The newest runs, newest first.
@@ -218,5 +259,18 @@ mod tests {
         }
         let events = runs.events(&id).await.unwrap();
         assert_eq!(events.iter().map(|event| event.what.as_str()).collect::<Vec<_>>(), ["earlier", "later"]);
+    }
+
+    #[tokio::test]
+    async fn events_told_together_are_neither_lost_nor_told_twice() {
+        let runs = Runs::new(Documents::new(Arc::new(MemoryStore::default())));
+        let id = RunId::new("a").unwrap();
+        let event = |what: &str| Event { at: Timestamp::UNIX_EPOCH, stage: Some(Stage::Roll), what: what.into(), message: what.into() };
+        let (first, second) = ([event("a"), event("b")], [event("c")]);
+        for events in [&first[..], &second, &first, &second, &[]] {
+            runs.happened(&id, "roll", events).await.unwrap();
+        }
+        let told = runs.events(&id).await.unwrap();
+        assert_eq!(told.iter().map(|event| event.what.as_str()).collect::<Vec<_>>(), ["a", "b", "c"]);
     }
 }

@@ -29,6 +29,8 @@ fn cloud(ec2_rules: &[&Rule], autoscaling_rules: &[&Rule]) -> AwsCloud {
     };
     let credentials = aws_sdk_ec2::config::Credentials::new("id", "secret", None, None, "tests");
     let ec2 = aws_sdk_ec2::Config::builder()
+        .retry_config(retries())
+        .timeout_config(timeouts())
         .behavior_version(BehaviorVersion::latest())
         .region(Region::from_static("eu-west-1"))
         .credentials_provider(credentials.clone())
@@ -36,13 +38,20 @@ fn cloud(ec2_rules: &[&Rule], autoscaling_rules: &[&Rule]) -> AwsCloud {
         .http_client(create_mock_http_client())
         .interceptor(interceptor(ec2_rules));
     let autoscaling = aws_sdk_autoscaling::Config::builder()
+        .retry_config(retries())
+        .timeout_config(timeouts())
         .behavior_version(BehaviorVersion::latest())
         .region(Region::from_static("eu-west-1"))
         .credentials_provider(credentials)
         .sleep_impl(SharedAsyncSleep::new(Impatient))
         .http_client(create_mock_http_client())
         .interceptor(interceptor(autoscaling_rules));
-    AwsCloud::from_builders(ec2, autoscaling)
+    let unused = AwsCloud::new(&SdkConfig::builder().behavior_version(BehaviorVersion::latest()).build());
+    AwsCloud {
+        ec2: aws_sdk_ec2::Client::from_conf(ec2.build()),
+        autoscaling: aws_sdk_autoscaling::Client::from_conf(autoscaling.build()),
+        ..unused
+    }
 }
 
 fn group(name: &str, version: &str, members: &[&str]) -> asg::AutoScalingGroup {

@@ -142,6 +142,9 @@ impl Names {
     }
 }
 
+/// How many drains and replacements of a group are remembered.
+const REMEMBERED: usize = 100;
+
 /// How long drains and replacements took in earlier rolls, by instance group.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct History {
@@ -155,6 +158,24 @@ struct Times {
     joins: Vec<SignedDuration>,
 }
 
+impl Times {
+    fn drain(&mut self, time: SignedDuration) {
+        remember(&mut self.drains, time);
+    }
+
+    fn join(&mut self, time: SignedDuration) {
+        remember(&mut self.joins, time);
+    }
+}
+
+/// Keeps the newest: groups change, and so do their pods.
+fn remember(times: &mut Vec<SignedDuration>, time: SignedDuration) {
+    if times.len() >= REMEMBERED {
+        times.remove(0);
+    }
+    times.push(time);
+}
+
 impl History {
     /// Takes in what a roll measured.
     pub fn learn(&mut self, roll: &RollState) {
@@ -162,10 +183,10 @@ impl History {
             let times = self.groups.entry(group.name.clone()).or_default();
             for instance in &group.instances {
                 if let (Some(cordoned), Some(drained)) = (instance.cordoned, instance.drained) {
-                    times.drains.push(drained.duration_since(cordoned));
+                    times.drain(drained.duration_since(cordoned));
                 }
                 if let (Some(left), Some(replaced)) = (instance.detached.or(instance.terminated), &instance.replaced) {
-                    times.joins.push(replaced.at.duration_since(left).max(SignedDuration::ZERO));
+                    times.join(replaced.at.duration_since(left).max(SignedDuration::ZERO));
                 }
             }
         }

@@ -1,83 +1,18 @@
 //! The loop around the planner: observe, decide, store, act, wait.
 
-use std::collections::BTreeMap;
-use std::time::Duration;
-
-use async_trait::async_trait;
 use jiff::{SignedDuration, Timestamp};
+use kopsline_cloud::{Cloud, CloudError};
 use kopsline_core::{Classify, FailureKind};
+use kopsline_kube::Kubernetes;
 use kopsline_rolling::{
-    Action, ClusterSpec, Command, CommandError, CommandResult, Control, Inventory, InventoryError, Leftover, Observation, Outcome, Refusal,
-    RollOptions, RollState, SelectionError, StartError, StateError, Summary, Until, classify, next,
+    ClusterFacts, ClusterSpec, Inventory, InventoryError, Leftover, Observation, Outcome, Preview, Question, RollOptions, RollState,
+    SelectionError, StartError, Summary, Until, WaitReason, classify, next,
 };
 use serde::{Deserialize, Serialize};
 use tracing::{info, warn};
 
-use crate::{Cloud, CloudError};
-
-/// A stored state and the version under which it was stored (an S3 `ETag`, for example).
-#[derive(Debug, Clone, PartialEq)]
-pub struct Saved {
-    /// The state.
-    pub state: RollState,
-    /// Its version, to be given back when it is replaced.
-    pub version: String,
-}
-
-/// Why a checkpoint was not loaded or saved.
-#[derive(Debug, thiserror::Error)]
-pub enum CheckpointError {
-    /// Someone else has stored another state since.
-    #[error("the checkpoint was changed by someone else")]
-    Conflict,
-    /// The stored state cannot be used.
-    #[error("the checkpoint cannot be used")]
-    State(#[from] StateError),
-    /// The store failed, after its own retries.
-    #[error("the checkpoint could not be read or written")]
-    Store {
-        /// Whether it may work later.
-        transient: bool,
-        /// What the store said.
-        #[source]
-        source: Box<dyn std::error::Error + Send + Sync>,
-    },
-}
-
-/// Where the state of one rolling update is kept.
-#[async_trait]
-pub trait Checkpoints: Send + Sync {
-    /// The newest state, if the roll has begun.
-    async fn load(&self) -> Result<Option<Saved>, CheckpointError>;
-
-    /// Replaces the state of version `expected` (`None`: there is none yet) and returns the new version;
-    /// [`CheckpointError::Conflict`] if the stored version is another.
-    async fn save(&self, state: &RollState, expected: Option<&str>) -> Result<String, CheckpointError>;
-}
-
-/// The time.
-#[async_trait]
-pub trait Clock: Send + Sync {
-    /// Now.
-    fn now(&self) -> Timestamp;
-    /// Waits.
-    async fn sleep(&self, duration: SignedDuration);
-}
-
-/// The machine's clock.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct SystemClock;
-
-#[async_trait]
-impl Clock for SystemClock {
-    fn now(&self) -> Timestamp {
-        Timestamp::now()
-    }
-
-    async fn sleep(&self, duration: SignedDuration) {
-        tokio::time::sleep(Duration::try_from(duration).unwrap_or_default()).await;
-    }
-}
+use crate::commands::execute;
+use crate::ports::{CheckpointError, Checkpoints, Clock, Desk, DeskError, Saved};
 
 /// How much time a step may take.
 #[derive(Debug, Clone, Copy)]
@@ -101,14 +36,20 @@ impl Default for Budget {
 pub struct Roll<'a> {
     /// The cloud.
     pub cloud: &'a dyn Cloud,
+    /// The Kubernetes API; `None` for a roll that is `cloudonly`.
+    pub kubernetes: Option<&'a dyn Kubernetes>,
     /// Where the state is kept.
     pub checkpoints: &'a dyn Checkpoints,
+    /// Where people speak to the roll, and hear of it.
+    pub desk: &'a dyn Desk,
     /// The time.
     pub clock: &'a dyn Clock,
     /// The cluster as the state store has it.
     pub cluster: &'a ClusterSpec,
     /// How to roll. Only the first step reads them; later ones go on as the checkpoint says.
     pub options: &'a RollOptions,
+    /// The preview that was approved: what is not in it is not touched. Only the first step reads it.
+    pub approved: Option<&'a Preview>,
     /// How much time the step may take.
     pub budget: Budget,
 }
@@ -126,6 +67,18 @@ pub enum StepOutcome {
         /// How far the roll is.
         summary: Summary,
     },
+    /// The roll does nothing until somebody answers, or the question's own deadline decides.
+    Asks {
+        /// What it asks.
+        question: Question,
+        /// How far the roll is.
+        summary: Summary,
+    },
+    /// The roll does nothing until somebody lets it go on.
+    Paused {
+        /// How far the roll is.
+        summary: Summary,
+    },
     /// The roll has ended.
     Done {
         /// Instances that need an update even so.
@@ -136,6 +89,13 @@ pub enum StepOutcome {
     /// The roll has failed and touches nothing further.
     Failed {
         /// Why, for people.
+        reason: String,
+        /// How far the roll is.
+        summary: Summary,
+    },
+    /// Somebody ended the roll; it touches nothing further.
+    Aborted {
+        /// Who and why, for people.
         reason: String,
         /// How far the roll is.
         summary: Summary,
@@ -160,6 +120,9 @@ pub enum StepError {
     /// The checkpoint could not be loaded or saved.
     #[error("the checkpoint is not available")]
     Checkpoint(#[from] CheckpointError),
+    /// People could not be heard or told.
+    #[error("the roll's record is not available")]
+    Desk(#[from] DeskError),
     /// The checkpoint is another cluster's.
     #[error("the checkpoint is of cluster {found:?}, not of {wanted:?}")]
     OtherCluster {
@@ -176,6 +139,7 @@ impl StepError {
         match self {
             Self::Cloud(error) => error.is_transient(),
             Self::Checkpoint(CheckpointError::Store { transient, .. }) => *transient,
+            Self::Desk(error) => error.transient,
             Self::Start(StartError::NoKubernetes) => true,
             Self::Checkpoint(CheckpointError::Conflict | CheckpointError::State(_))
             | Self::Inventory(_)
@@ -218,8 +182,8 @@ pub async fn run_step(roll: &Roll<'_>) -> Result<StepOutcome, StepError> {
                 return Ok(outcome);
             }
         }
-        let inventory = classify(&roll.cloud.observe(&roll.cluster.name).await?, roll.cluster)?;
-        let (after, until) = round(roll, saved, &inventory).await?;
+        let seen = observe(roll).await?;
+        let (after, until) = round(roll, saved, &seen).await?;
         let Some(until) = until else {
             saved = Some(after);
             continue;
@@ -228,41 +192,76 @@ pub async fn run_step(roll: &Roll<'_>) -> Result<StepOutcome, StepError> {
         let wait = until.at.duration_since(now).max(SignedDuration::ZERO);
         let left = deadline.duration_since(now);
         if wait > roll.budget.longest_sleep || wait.saturating_add(roll.budget.round) > left {
-            let summary = after.state.summary();
-            info!(%summary, waits_for = %until.reason, "rolling update goes on");
-            return Ok(StepOutcome::Progress { wait_seconds: whole_seconds(wait), waits_for: until.reason.to_string(), summary });
+            return Ok(waiting(&after.state, &until, wait));
         }
         roll.clock.sleep(wait).await;
         saved = Some(after);
     }
 }
 
+/// What is seen in one look.
+struct Seen {
+    inventory: Inventory,
+    /// Or why the API does not answer.
+    cluster: Result<ClusterFacts, String>,
+}
+
+/// Looks at the cloud and at the cluster side by side. An API that does not answer is not an error here: a roll may have
+/// to wait for it.
+async fn observe(roll: &Roll<'_>) -> Result<Seen, StepError> {
+    let cluster = async {
+        match roll.kubernetes {
+            Some(kubernetes) => kubernetes.observe().await.map_err(|error| {
+                warn!(%error, "the Kubernetes API does not answer");
+                error.to_string()
+            }),
+            None => Err("no Kubernetes API is configured".to_owned()),
+        }
+    };
+    let (raw, cluster) = futures::join!(roll.cloud.observe(&roll.cluster.name), cluster);
+    let mut raw = raw?;
+    // The inventory is about instances and their nodes; the pods may be a hundred thousand.
+    let nodes = |facts: &ClusterFacts| ClusterFacts { nodes: facts.nodes.clone(), ..ClusterFacts::default() };
+    raw.kubernetes = cluster.as_ref().ok().map(nodes);
+    Ok(Seen { inventory: classify(&raw, roll.cluster)?, cluster })
+}
+
+/// What to tell the caller about a wait that is too long to be slept through.
+fn waiting(state: &RollState, until: &Until, wait: SignedDuration) -> StepOutcome {
+    let summary = state.summary();
+    info!(%summary, waits_for = %until.reason, "rolling update goes on");
+    match (&until.reason, state.questions.first()) {
+        (WaitReason::Question { .. }, Some(question)) => StepOutcome::Asks { question: question.clone(), summary },
+        (WaitReason::Paused, _) => StepOutcome::Paused { summary },
+        _ => StepOutcome::Progress { wait_seconds: whole_seconds(wait), waits_for: until.reason.to_string(), summary },
+    }
+}
+
 /// Decides, stores and acts until there is something to wait for, or the roll has ended (then there is no wait).
-async fn round(roll: &Roll<'_>, saved: Option<Saved>, inventory: &Inventory) -> Result<(Saved, Option<Until>), StepError> {
+async fn round(roll: &Roll<'_>, saved: Option<Saved>, seen: &Seen) -> Result<(Saved, Option<Until>), StepError> {
     let (mut state, mut version) = match saved {
         Some(Saved { state, version }) => (state, Some(version)),
-        None => (RollState::start(inventory, roll.options.clone(), roll.clock.now(), None)?, None),
+        None => (RollState::start(&seen.inventory, roll.options.clone(), roll.clock.now(), roll.approved)?, None),
     };
     let mut results = Vec::new();
     loop {
-        let observation = Observation {
-            now: roll.clock.now(),
-            inventory,
-            kubernetes: Err("this host does not speak to it"),
-            results: &results,
-            control: &Control::default(),
-        };
-        let decision = next(&state, &observation);
+        let now = roll.clock.now();
+        let control = roll.desk.control(now).await?;
+        let kubernetes = seen.cluster.as_ref().map_err(String::as_str);
+        let decision = next(&state, &Observation { now, inventory: &seen.inventory, kubernetes, results: &results, control: &control });
         let stored = match version {
             Some(version) if decision.state == state => version,
             expected => save(roll.checkpoints, &decision.state, expected.as_deref()).await?,
         };
+        if !decision.events.is_empty() {
+            roll.desk.tell(&decision.events).await?;
+        }
         state = decision.state;
         if decision.commands.is_empty() {
             return Ok((Saved { state, version: stored }, decision.wait));
         }
         version = Some(stored);
-        results = execute(roll.cloud, decision.commands).await;
+        results = execute(roll.cloud, roll.kubernetes, decision.commands).await;
     }
 }
 
@@ -277,33 +276,13 @@ async fn save(checkpoints: &dyn Checkpoints, state: &RollState, expected: Option
     }
 }
 
-async fn execute(cloud: &dyn Cloud, commands: Vec<Command>) -> Vec<CommandResult> {
-    let instance_of = |command: &Command| match &command.action {
-        Action::Terminate { instance } => Some(instance.clone()),
-        _ => None,
-    };
-    let ids: Vec<String> = commands.iter().filter_map(instance_of).collect();
-    info!(instances = ids.join(","), "terminating");
-    let mut results: BTreeMap<_, _> = cloud.terminate(&ids).await.into_iter().collect();
-    commands
-        .into_iter()
-        .filter_map(|command| {
-            let result = results.remove(&instance_of(&command)?)?.map_err(|error| {
-                warn!(group = command.group, %error, "termination failed");
-                let kind = if error.is_transient() { Refusal::Transient } else { Refusal::Permanent };
-                CommandError { kind, message: error.to_string() }
-            });
-            Some(CommandResult { command, result })
-        })
-        .collect()
-}
-
 fn ended(state: &RollState) -> Option<StepOutcome> {
     let summary = state.summary();
     match &state.outcome {
         Outcome::Running | Outcome::Unwinding { .. } => None,
         Outcome::Done { still_need_update } => Some(StepOutcome::Done { still_need_update: still_need_update.clone(), summary }),
-        Outcome::Failed { reason } | Outcome::Aborted { reason } => Some(StepOutcome::Failed { reason: reason.clone(), summary }),
+        Outcome::Failed { reason } => Some(StepOutcome::Failed { reason: reason.clone(), summary }),
+        Outcome::Aborted { reason } => Some(StepOutcome::Aborted { reason: reason.clone(), summary }),
     }
 }
 
@@ -312,6 +291,3 @@ fn whole_seconds(wait: SignedDuration) -> u64 {
     let seconds = wait.as_secs() + i64::from(wait.subsec_nanos() > 0);
     u64::try_from(seconds).unwrap_or(0)
 }
-
-#[cfg(test)]
-mod tests;

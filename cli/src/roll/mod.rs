@@ -1,0 +1,276 @@
+//! `kopsline roll`: a rolling update from a shell, by the same engine and with the same checkpoint as the pipeline's.
+
+mod checkpoints;
+mod desk;
+
+use std::path::PathBuf;
+
+use anyhow::{Context as _, bail};
+use aws_config::Region;
+use jiff::{SignedDuration, Timestamp};
+use kopsline_cloud::{AwsCloud, Cloud};
+use kopsline_core::config::FILE_NAME;
+use kopsline_core::{ClusterConfig, ClusterName};
+use kopsline_kube::{AccessOptions, KubeClient, Kubernetes};
+use kopsline_roller::{Budget, StepOutcome, SystemClock, run_step};
+use kopsline_rolling::{
+    ClusterFacts, ClusterSpec, Forecast, History, Inventory, Preview, Role, RollOptions, Selection, StuckDrain, classify, forecast, preview,
+};
+use kopsline_state::{ClusterState, LockFile, S3Stores, s3};
+use serde::Serialize;
+
+use self::checkpoints::FileCheckpoints;
+use self::desk::TerminalDesk;
+use crate::context::Context;
+use crate::output::{self, Format, Paint, Style};
+use crate::progress::Progress;
+use crate::{Ended, NOT_AS_WISHED, clusters};
+
+/// A shell waits for the roll itself, so a step ends only with the roll, a question or an order.
+const STEP: SignedDuration = SignedDuration::from_mins(10);
+/// What a round of observing, deciding and acting takes at most where AWS is well.
+const ROUND: SignedDuration = SignedDuration::from_secs(20);
+
+/// Options of `kopsline roll`. Those that `kops rolling-update cluster` has are named and default as there; what
+/// `kopsline.yaml` says of the cluster comes before the defaults, and what is said here before both.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// The cluster, as `kopsline.yaml` lists it
+    cluster: ClusterName,
+    /// The working tree of the clusters' repository
+    #[arg(long, value_name = "DIR", default_value = ".")]
+    directory: PathBuf,
+    /// Roll; without it only the preview and the forecast are shown
+    #[arg(long)]
+    yes: bool,
+    /// Give back what an unfinished roll did not replace, and forget it
+    #[arg(long, conflicts_with = "yes")]
+    abort: bool,
+    /// Replace up-to-date instances too
+    #[arg(long)]
+    force: bool,
+    /// Work with EC2 and Auto Scaling alone: nothing is drained or validated
+    #[arg(long)]
+    cloudonly: bool,
+    /// Ask after each instance
+    #[arg(long, short)]
+    interactive: bool,
+    /// Only these instance groups
+    #[arg(long, value_delimiter = ',', value_name = "NAME", visible_alias = "ig")]
+    instance_group: Vec<String>,
+    /// Only these roles: control-plane, apiserver, node, bastion
+    #[arg(long, value_delimiter = ',', value_name = "ROLE", visible_alias = "role", value_parser = role)]
+    instance_group_roles: Vec<Role>,
+    /// What to do about a drain that does not end
+    #[arg(long, value_enum, value_name = "CHOICE")]
+    on_stuck_drain: Option<OnStuckDrain>,
+    /// Speak to the Kubernetes API at this address
+    #[arg(long, value_name = "URL")]
+    api_server: Option<String>,
+    /// Where unfinished rolls are remembered
+    #[arg(long, value_name = "DIR", env = "KOPSLINE_STATE_DIR")]
+    state_dir: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum OnStuckDrain {
+    /// Stop the instance group
+    Fail,
+    /// Delete what is left on the node and terminate it
+    Force,
+    /// Leave the node as it was
+    Skip,
+    /// Ask
+    Ask,
+}
+
+fn role(text: &str) -> Result<Role, String> {
+    Role::parse(text).ok_or_else(|| format!("unknown role {text:?}; use control-plane, apiserver, node or bastion"))
+}
+
+/// What would be done, as `--output json` shows it.
+#[derive(Debug, Serialize)]
+struct Shown {
+    preview: Preview,
+    forecast: Forecast,
+}
+
+/// A cluster and the ways to it.
+struct Target {
+    cloud: AwsCloud,
+    kubernetes: Option<KubeClient>,
+    cluster: ClusterSpec,
+    options: RollOptions,
+}
+
+/// Runs the command.
+pub(crate) async fn run(context: &Context, format: Format, args: &Args) -> anyhow::Result<Ended> {
+    let file = clusters::read(&args.directory)?;
+    let Some(config) = file.clusters.iter().find(|cluster| cluster.name == args.cluster) else {
+        let names: Vec<&str> = file.clusters.iter().map(|cluster| cluster.name.as_str()).collect();
+        bail!("{FILE_NAME} has no cluster {}; it has {}", args.cluster, if names.is_empty() { "none".to_owned() } else { names.join(", ") });
+    };
+    let progress = if format == Format::Json { Progress::silent() } else { Progress::aside() };
+    let checkpoints = FileCheckpoints::new(args.state_dir.as_deref(), config)?;
+    let target = Target::find(context, config, args, &progress).await?;
+
+    if !args.yes && !args.abort {
+        let shown = target.show(&progress).await?;
+        match format {
+            Format::Json => output::json(&shown)?,
+            Format::Text => {
+                output::print(&output::printable(&format!("{}\n{}", shown.preview.table(), shown.forecast)));
+                if checkpoints.exists() {
+                    output::line("An unfinished roll is remembered: --yes goes on with it, --abort gives back what it did not replace.");
+                }
+            }
+        }
+        return Ok(Ended::Well);
+    }
+    if args.abort && !checkpoints.exists() {
+        output::line("There is no unfinished roll of this cluster.");
+        return Ok(Ended::Well);
+    }
+    refuse_beside_a_run(context, config).await?;
+    let outcome = target.roll(&checkpoints, args, &progress).await?;
+    tell(&outcome, format, &checkpoints)
+}
+
+impl Target {
+    async fn find(context: &Context, config: &ClusterConfig, args: &Args, progress: &Progress) -> anyhow::Result<Self> {
+        let stores = S3Stores::new(s3::client(&context.sdk));
+        let reading = ClusterState::read(&stores, &config.state_store, &config.name);
+        let live = progress.during(&format!("the state store of {}", config.name), reading).await?;
+        let cluster = kopsline_roller::cluster_spec(&live)?;
+        let cloud = AwsCloud::new(&context.sdk.to_builder().region(Region::new(config.region.clone())).build());
+        let options = options(config, args);
+        let mut kubernetes = None;
+        if !options.cloudonly {
+            let settings = &config.rolling_update;
+            let api_server = args.api_server.clone().or_else(|| settings.api_server.clone());
+            let access = AccessOptions { api_server, internal: settings.internal, admin: true };
+            kubernetes = Some(kopsline_roller::kubernetes(&live, &stores, &cloud, &access).await?);
+        }
+        Ok(Self { cloud, kubernetes, cluster, options })
+    }
+
+    /// One look at the cloud and the cluster.
+    async fn look(&self) -> anyhow::Result<(Inventory, Option<ClusterFacts>)> {
+        let facts = match &self.kubernetes {
+            Some(kubernetes) => Some(kubernetes.observe().await.context(
+                "without the Kubernetes API nothing can be drained or validated; --cloudonly rolls without both",
+            )?),
+            None => None,
+        };
+        let mut raw = self.cloud.observe(&self.cluster.name).await?;
+        raw.kubernetes = facts;
+        Ok((classify(&raw, &self.cluster)?, raw.kubernetes))
+    }
+
+    async fn show(&self, progress: &Progress) -> anyhow::Result<Shown> {
+        let (inventory, facts) = progress.during("EC2, Auto Scaling and the Kubernetes API", self.look()).await?;
+        Ok(Shown {
+            preview: preview(&inventory, &self.options.selection, self.options.force)?,
+            forecast: forecast(&inventory, facts.as_ref(), &self.options, None, &History::default())?,
+        })
+    }
+
+    /// Rolls until the end. Ctrl-C stops it between two commands; the checkpoint says where to go on.
+    async fn roll(&self, checkpoints: &FileCheckpoints, args: &Args, progress: &Progress) -> anyhow::Result<StepOutcome> {
+        let desk = TerminalDesk::new(progress, args.abort);
+        loop {
+            let roll = kopsline_roller::Roll {
+                cloud: &self.cloud,
+                kubernetes: self.kubernetes.as_ref().map(|client| client as &dyn Kubernetes),
+                checkpoints,
+                desk: &desk,
+                clock: &SystemClock,
+                cluster: &self.cluster,
+                options: &self.options,
+                approved: None,
+                budget: Budget { total: STEP, round: ROUND, longest_sleep: STEP },
+            };
+            let step = tokio::select! {
+                step = run_step(&roll) => step,
+                _ = tokio::signal::ctrl_c() => {
+                    bail!("interrupted; what was begun may still be going on. The same command goes on with it, --abort gives back what was not replaced")
+                }
+            };
+            match step? {
+                StepOutcome::Progress { wait_seconds, waits_for, summary } => {
+                    progress.waiting_for(&format!("{summary}; waits for {waits_for}"));
+                    tokio::time::sleep(std::time::Duration::from_secs(wait_seconds)).await;
+                }
+                StepOutcome::Asks { question, .. } => desk.ask(&question).await?,
+                outcome => return Ok(outcome),
+            }
+        }
+    }
+}
+
+/// A run of the pipeline that holds the cluster must not be worked against. Without a run bucket nobody can tell.
+async fn refuse_beside_a_run(context: &Context, config: &ClusterConfig) -> anyhow::Result<()> {
+    let Ok(runs) = context.runs() else { return Ok(()) };
+    let lock = LockFile::new(runs.documents().clone(), config).read().await?;
+    match lock.holder {
+        Some(holder) if holder.expires_at > Timestamp::now() => bail!(
+            "run {} holds {}: wait for it, or `kopsline pause {}` and `kopsline abort {}`",
+            holder.claim.run,
+            config.name,
+            holder.claim.run,
+            holder.claim.run
+        ),
+        _ => Ok(()),
+    }
+}
+
+fn tell(outcome: &StepOutcome, format: Format, checkpoints: &FileCheckpoints) -> anyhow::Result<Ended> {
+    let style = Style::detect();
+    let (text, ended) = match outcome {
+        StepOutcome::Done { still_need_update, summary } => {
+            checkpoints.forget()?;
+            let left = still_need_update.len();
+            let rest = if left == 0 { String::new() } else { format!("; {} still need an update", output::count(left, "instance")) };
+            (format!("{}: {summary}{rest}", style.paint(Paint::Good, "rolled")), Ended::Well)
+        }
+        StepOutcome::Failed { reason, summary } => {
+            checkpoints.forget()?;
+            (format!("{}: {reason}; {summary}", style.paint(Paint::Bad, "failed")), Ended::With(1))
+        }
+        StepOutcome::Aborted { reason, summary } => {
+            checkpoints.forget()?;
+            (format!("{}: {reason}; {summary}", style.paint(Paint::Bad, "aborted")), Ended::With(NOT_AS_WISHED))
+        }
+        StepOutcome::Progress { .. } | StepOutcome::Asks { .. } | StepOutcome::Paused { .. } => {
+            ("the roll is not through".to_owned(), Ended::With(NOT_AS_WISHED))
+        }
+    };
+    match format {
+        Format::Json => output::json(outcome)?,
+        Format::Text => output::line(&output::printable(&text)),
+    }
+    Ok(ended)
+}
+
+/// `kopsline.yaml`'s settings, and over them what the command line says.
+fn options(config: &ClusterConfig, args: &Args) -> RollOptions {
+    let settings = kopsline_roller::options(&config.rolling_update);
+    let selection = Selection {
+        instance_groups: if args.instance_group.is_empty() { settings.selection.instance_groups } else { args.instance_group.clone() },
+        roles: if args.instance_group_roles.is_empty() { settings.selection.roles } else { args.instance_group_roles.clone() },
+    };
+    let on_stuck_drain = args.on_stuck_drain.map(|choice| match choice {
+        OnStuckDrain::Fail => StuckDrain::Fail,
+        OnStuckDrain::Force => StuckDrain::Force,
+        OnStuckDrain::Skip => StuckDrain::Skip,
+        OnStuckDrain::Ask => StuckDrain::Ask,
+    });
+    RollOptions {
+        selection,
+        force: settings.force || args.force,
+        cloudonly: settings.cloudonly || args.cloudonly,
+        interactive: args.interactive,
+        on_stuck_drain: on_stuck_drain.or(settings.on_stuck_drain),
+        ..settings
+    }
+}
