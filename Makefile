@@ -14,7 +14,8 @@ test: ## every test, end to end included; ends with one line of counts
 	@tools/test $(ARGS)
 
 setup: ## install what demo and test need, into the user's cache
-	@tools/kops/get >/dev/null & kops=$$!; tools/setup --test && wait $$kops
+	@tools/kops/get >/dev/null & kops=$$!; tools/kubernetes/get >/dev/null & kubernetes=$$!; \
+	tools/setup --test && wait $$kops && wait $$kubernetes
 
 build: ## the functions for Lambda on this machine's architecture, and the kopsline command
 	@tools/build $(ARGS)

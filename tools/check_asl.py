@@ -43,7 +43,7 @@ LAMBDA_TRANSIENT = {
 
 # What an expression may read, by the field it stands in. Everything else would let a document through.
 FLAGS = {"run", "resume", "part", "phase", "upgrade", "approval", "decision", "comment", "by", "order", "gate"}
-FLAGS |= {"wait_seconds", "approval_timeout_seconds", "timeout_seconds"}
+FLAGS |= {"wait_seconds", "approval_timeout_seconds", "timeout_seconds", "tell"}
 CONTEXT = {"Execution.Id", "State.EnteredTime", "Task.Token", "StateMachine.Id"}
 ERROR = {"states.errorOutput.Error", "states.errorOutput.Cause", "states.input.Error", "states.input.Cause"}
 SMALL = {f"states.input.{name}" for name in FLAGS} | {f"states.context.{name}" for name in CONTEXT}
@@ -54,7 +54,7 @@ READABLE = {
     "Output": SMALL | ERROR | {"states.result.Payload", "states.result", "states.input"},
 }
 FREE_TEXT = ("states.input.Cause", "states.errorOutput.Cause", "states.input.comment", "states.input.by")
-FUNCTIONS = {"type", "string", "substring", "max", "not"}
+FUNCTIONS = {"type", "string", "substring", "max", "min", "not"}
 
 EXPRESSION = re.compile(r"^\{%(.*)%\}$", re.DOTALL)
 QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"")

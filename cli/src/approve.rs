@@ -131,13 +131,22 @@ pub(crate) async fn question(runs: &Runs, id: &ApprovalId) -> anyhow::Result<(Ru
 /// What is to be approved, for people: the plan, or the roll's preview; not more than fits a terminal. A question in the
 /// middle of a roll says everything in its summary.
 pub(crate) async fn material(runs: &Runs, approval: &Approval) -> anyhow::Result<String> {
-    let name = match approval.gate {
-        Gate::Update => "plan.txt",
-        Gate::Roll => "roll/preview.txt",
+    let phase = runs.read(&approval.run).await?.phase;
+    let names = match approval.gate {
+        Gate::Update => ["plan.txt".to_owned(), "forecast.txt".to_owned()],
+        Gate::Roll => [phase.roll_document("preview.txt"), phase.roll_document("forecast.txt")],
         Gate::Checkpoint | Gate::Drain => return Ok(String::new()),
     };
-    let text = runs.text(&approval.run, name).await?.unwrap_or_default();
-    Ok(head(&output::printable(&text), PLAN_LINES, &format!("the whole is in runs/{}/{name} of the run bucket", approval.run)))
+    let mut material = String::new();
+    for name in names {
+        let Some(text) = runs.text(&approval.run, &name).await? else { continue };
+        let rest = format!("the whole is in runs/{}/{name} of the run bucket", approval.run);
+        if !material.is_empty() {
+            material.push_str("\nThe rolling update that follows:\n\n");
+        }
+        material.push_str(&head(&output::printable(&text), PLAN_LINES, &rest));
+    }
+    Ok(material)
 }
 
 /// The first lines of a text, and how many were left out.

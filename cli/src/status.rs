@@ -4,7 +4,8 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use kopsline_core::{Approval, ApprovalId, Run, RunId, RunState, StageState};
+use kopsline_core::{Approval, ApprovalId, Run, RunId, RunState, StageState, keys};
+use kopsline_rolling::{History, RollProgress, RollState, Summary};
 use kopsline_state::Runs;
 use serde::Serialize;
 
@@ -38,6 +39,8 @@ pub(crate) struct Args {
 struct Detail {
     run: Run,
     approvals: Vec<Approval>,
+    /// How far its rolling update is, once it has begun.
+    roll: Option<RollProgress>,
     /// The run bucket's prefix of all its documents, the page `index.html` among them.
     documents: String,
 }
@@ -125,8 +128,17 @@ async fn detail(runs: &Runs, id: &RunId, context: &Context) -> anyhow::Result<De
     for approval in &run.approvals {
         approvals.extend(runs.approval(approval).await?);
     }
-    let documents = format!("s3://{}/{}", context.run_bucket()?, kopsline_core::keys::document(id, ""));
-    Ok(Detail { run, approvals, documents })
+    let documents = format!("s3://{}/{}", context.run_bucket()?, keys::document(id, ""));
+    let roll: Option<RollState> = runs.document(id, &run.phase.roll_document("checkpoint.json")).await?;
+    let roll = match roll {
+        Some(roll) => {
+            let key = keys::roll_history(&run.cluster.state_store, &run.cluster.name);
+            let history = runs.documents().read::<History>(&key).await?;
+            Some(roll.progress(&history.map(|found| found.value).unwrap_or_default()))
+        }
+        None => None,
+    };
+    Ok(Detail { run, approvals, roll, documents })
 }
 
 /// The newest runs as a table.
@@ -192,6 +204,10 @@ fn describe(detail: &Detail, now: Timestamp, style: Style) -> String {
         text.push('\n');
         text.push_str(&table.render(style, 0));
     }
+    if let Some(roll) = &detail.roll {
+        text.push('\n');
+        text.push_str(&rolling(roll, style));
+    }
     if let Some(failure) = &run.failure {
         text.push('\n');
         text.push_str(&style.paint(Paint::Bad, failure.kind.error_name()));
@@ -222,6 +238,50 @@ pub(crate) fn stages(run: &Run, now: Timestamp) -> Table {
     table
 }
 
+/// How far a rolling update is: its groups, and the instances that something is done to.
+pub(crate) fn rolling(roll: &RollProgress, style: Style) -> String {
+    let mut table = Table::new(&["GROUP", "ROLE", "STATE", "REPLACED", "AT ONCE", "NOW"]);
+    let mut instances = Table::new(&["NODE", "INSTANCE", "GROUP", "WHAT BECOMES OF IT"]);
+    let mut busy = false;
+    for group in &roll.groups {
+        let paint = match group.state.as_str() {
+            "done" => Paint::Good,
+            "failed" => Paint::Bad,
+            "rolling" => Paint::Attention,
+            _ => Paint::Dim,
+        };
+        let now = |count: usize, word: &str| if count == 0 { String::new() } else { format!("{count} {word}") };
+        let Summary { total, finished, in_flight, failed, skipped, .. } = group.summary;
+        let counts = [now(in_flight, "in progress"), now(failed, "failed"), now(skipped, "skipped")];
+        table.row([
+            (group.name.clone(), Paint::Bold),
+            (group.role.to_string(), Paint::Plain),
+            (group.state.clone(), paint),
+            (format!("{finished} of {total}"), Paint::Plain),
+            (group.at_once.to_string(), Paint::Dim),
+            (counts.into_iter().filter(|text| !text.is_empty()).collect::<Vec<_>>().join(", "), Paint::Plain),
+        ]);
+        for instance in &group.instances {
+            busy = true;
+            instances.row([
+                (instance.node.clone().unwrap_or_else(|| "-".to_owned()), Paint::Plain),
+                (instance.id.clone(), Paint::Plain),
+                (group.name.clone(), Paint::Dim),
+                (instance.what.clone(), Paint::Plain),
+            ]);
+        }
+    }
+    let mut text = table.render(style, 0);
+    if busy {
+        text.push('\n');
+        text.push_str(&instances.render(style, 0));
+    }
+    if let Some(remaining) = roll.remaining {
+        let _ = writeln!(text, "about {} left, waiting for people left out", output::duration(remaining));
+    }
+    text
+}
+
 fn answer(approval: &Approval, now: Timestamp) -> (String, Paint) {
     match &approval.answer {
         Some(answer) => {
@@ -245,6 +305,8 @@ mod tests {
     use jiff::SignedDuration;
     use kopsline_core::approval::Answer;
     use kopsline_core::{Decision, Failure, FailureKind, Gate, Stage};
+
+    use kopsline_rolling::{GroupProgress, InstanceProgress, Outcome, Role};
 
     use super::*;
     use crate::follow::tests::{at, run};
@@ -287,8 +349,38 @@ mod tests {
     #[test]
     fn describes_a_run_that_waits() {
         let (run, approval) = asked();
-        let detail = Detail { run, approvals: vec![approval], documents: "s3://runs/runs/x/".into() };
+        let detail = Detail { run, approvals: vec![approval], roll: None, documents: "s3://runs/runs/x/".into() };
         insta::assert_snapshot!(describe(&detail, at(72), Style::plain()));
+    }
+
+    #[test]
+    fn describes_a_rolling_update_under_way() {
+        let count = |total, finished, in_flight| Summary { total, finished, in_flight, waiting: total - finished - in_flight, ..Default::default() };
+        let group = |name: &str, role, state: &str, summary, instances| GroupProgress {
+            name: name.into(),
+            role,
+            state: state.into(),
+            at_once: 2,
+            summary,
+            instances,
+        };
+        let draining = InstanceProgress {
+            id: "i-0a1b2c3d4e5f60001".into(),
+            node: Some("ip-10-20-32-4.ec2.internal".into()),
+            what: "is being drained, 2 pods left; waits for shop/db-0".into(),
+        };
+        let terminated = InstanceProgress { id: "i-0a1b2c3d4e5f60002".into(), node: None, what: "terminated".into() };
+        let roll = RollProgress {
+            summary: count(23, 9, 2),
+            outcome: Outcome::Running,
+            groups: vec![
+                group("control-plane-a", Role::ControlPlane, "done", count(3, 3, 0), vec![]),
+                group("nodes-general", Role::Node, "rolling", count(20, 6, 2), vec![draining, terminated]),
+            ],
+            questions: vec![],
+            remaining: Some(jiff::SignedDuration::from_mins(34)),
+        };
+        insta::assert_snapshot!(rolling(&roll, Style::plain()));
     }
 
     #[test]
@@ -305,7 +397,7 @@ mod tests {
             at: at(20),
             execution: "arn".into(),
         });
-        let detail = Detail { run, approvals: vec![approval], documents: "s3://runs/runs/x/".into() };
+        let detail = Detail { run, approvals: vec![approval], roll: None, documents: "s3://runs/runs/x/".into() };
         insta::assert_snapshot!(describe(&detail, at(4000), Style::plain()));
     }
 }

@@ -135,10 +135,12 @@ class Machines(unittest.TestCase):
             "replace:restore": [{"outcome": "restored"}],
             "plan": [{"outcome": "changes", "gate": "automatic"}],
             "update": [{"outcome": "applied"}],
+            "roll:forecast": [{"outcome": "forecast"}],
             "roll:preview": [{"outcome": "needed", "gate": "automatic"}],
             "roll:step": [{"outcome": "done"}],
             "console:ask:update": [{}],
             "console:ask:roll": [{}],
+            "console:tell": [{"outcome": "told"}],
             "console:finish": [{"outcome": "finished"}],
         }
         script.update({step.replace("__", ":"): answers for step, answers in changes.items()})
@@ -215,6 +217,7 @@ class Machines(unittest.TestCase):
             [
                 "replace:commit",
                 "plan",
+                "roll:forecast",
                 "console:ask:update",
                 "update",
                 "roll:preview",
@@ -255,6 +258,22 @@ class Machines(unittest.TestCase):
             run, ["replace:commit", "plan", "update", "roll:preview"] + ["roll:step"] * 3 + ["console:finish"], "succeeded"
         )
         self.assertEqual(self.event(run, "roll:step"), {"action": "step", "run": run, "phase": "all"})
+
+    def test_people_are_told_of_a_wait_that_is_worth_it(self):
+        step = {"outcome": "progress", "wait_seconds": 1, "tell": True}
+        run = self.script(roll__step=[step, {**step, "tell": False}, {"outcome": "done"}], console__tell=[Error("Kopsline.Failed", "no")])
+        self.check(
+            run,
+            ["replace:commit", "plan", "update", "roll:preview", "roll:step", "console:tell", "roll:step", "roll:step", "console:finish"],
+            "succeeded",
+        )
+
+    def test_a_plan_that_nobody_can_foresee_is_asked_for_even_so(self):
+        ask = {"outcome": "changes", "gate": "manual", "approval_timeout_seconds": 60}
+        run = self.script(plan=[ask], roll__forecast=[Error("Kopsline.Failed", "the API is down")])
+        execution = self.start(run)
+        self.answer(run, "update", "approve")
+        self.assertEqual(self.ended(execution)["status"], "SUCCEEDED")
 
     def test_a_new_minor_version_goes_to_the_control_plane_first(self):
         run = self.script(plan=[{"outcome": "changes", "gate": "automatic", "upgrade": True}])
@@ -310,7 +329,7 @@ class Machines(unittest.TestCase):
         execution = self.start(run)
         self.answer(run, "update", "reject")
         self.assertEqual(json.loads(self.ended(execution)["output"])["result"], "rejected")
-        self.assertEqual(self.steps(run)[3:], ["replace:restore", "console:finish"])
+        self.assertEqual(self.steps(run)[4:], ["replace:restore", "console:finish"])
         self.assertEqual(self.event(run, "replace:restore"), {"action": "restore", "run": run, "reason": "rejected"})
 
     def test_rejected_roll_does_not_restore(self):
@@ -323,7 +342,7 @@ class Machines(unittest.TestCase):
     def test_expired_update_restores(self):
         run = self.script(plan=[{"outcome": "changes", "gate": "manual", "approval_timeout_seconds": 1}])
         self.check(
-            run, ["replace:commit", "plan", "console:ask:update", "replace:restore", "console:finish"], "expired"
+            run, ["replace:commit", "plan", "roll:forecast", "console:ask:update", "replace:restore", "console:finish"], "expired"
         )
 
     def test_expired_roll_does_not_restore(self):
@@ -361,7 +380,7 @@ class Machines(unittest.TestCase):
         )
         self.failed(
             run,
-            ["replace:commit", "plan", "console:ask:update", "replace:restore", "console:finish"],
+            ["replace:commit", "plan", "roll:forecast", "console:ask:update", "replace:restore", "console:finish"],
             "Kopsline.Failed",
         )
 

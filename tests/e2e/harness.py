@@ -23,14 +23,17 @@ _READS = re.compile(r"^(Describe|Get|List|Head|Assume)")
 
 
 class Stack:
-    """The local stack with the functions deployed from template.yaml."""
+    """The local stack with the functions deployed from template.yaml, unless it is to be without."""
 
-    def __init__(self, home: Path, content: Path = ROOT / "tests/fixtures/demo", *flags: str):
+    def __init__(self, home: Path, content: Path = ROOT / "tests/fixtures/demo", *flags: str, deployed: bool = True):
         functions = os.environ.get("KOPSLINE_FUNCTIONS") or str(ROOT / "target/debug")
         command = [os.environ["STACK_PYTHON"], "-m", "stack", "up", "--home", str(home)]
-        command += ["--template", str(ROOT / "template.yaml"), "--values", str(ROOT / "tests/stack/kopsline-values.json")]
-        command += ["--functions", functions, "--content", str(content)]
-        command += ["--replace", "https://kops-files.example.com={files_url}", "--kops", f"{KOPS_VERSION}={os.environ['STACK_KOPS']}"]
+        command += ["--content", str(content), "--replace", "https://kops-files.example.com={files_url}"]
+        if deployed:
+            command += ["--template", str(ROOT / "template.yaml"), "--values", str(ROOT / "tests/stack/kopsline-values.json")]
+            command += ["--functions", functions, "--kops", f"{KOPS_VERSION}={os.environ['STACK_KOPS']}"]
+        else:
+            command += ["--bucket", STATE_STORE]
         environment = {**os.environ, "PYTHONPATH": str(ROOT / "tests")}
         self.home = home
         self.process = subprocess.Popen([*command, *flags], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
@@ -40,7 +43,7 @@ class Stack:
         self.places = json.loads(line)
         self.s3, self.groups, self.ec2 = (self.client(service) for service in ("s3", "autoscaling", "ec2"))
         self.sfn = self.client("stepfunctions", "sfn_url")
-        self.bucket = self.places["buckets"]["RunBucket"]
+        self.bucket = self.places["buckets"].get("RunBucket")
         machines = self.places["state_machines"]
         self.machine = {name.lower().removesuffix("statemachine"): at for name, at in machines.items()}
 
@@ -72,8 +75,11 @@ class Stack:
 
     def push(self, manifest: str, message: str, path: str = "cluster.yaml") -> dict:
         """A commit of a manifest on the default branch, delivered as GitLab does."""
+        return self.push_files({path: manifest}, message)
+
+    def push_files(self, files: dict[str, str], message: str) -> dict:
         project = self.places["gitlab"]["project"]
-        return self.control("/_control/commit", {"project": project, "files": {path: manifest}, "message": message, "push": True})
+        return self.control("/_control/commit", {"project": project, "files": files, "message": message, "push": True})
 
     def deliver_head(self, **options: str) -> dict:
         gitlab = self.places["gitlab"]
@@ -102,9 +108,12 @@ class Stack:
     def record(self, run: str) -> dict | None:
         return self.document(f"runs/{run}/run.json")
 
-    def follow(self, run: str, decide: str | None = "approve", asked=lambda approval: None) -> dict:
-        """Answers every question of a run, and returns its record when it has ended. `asked` is called before an answer."""
-        until, answered, record = time.monotonic() + PATIENCE_SECONDS, set(), None
+    def follow(self, run: str, decide="approve", asked=lambda approval: None, patience: float = PATIENCE_SECONDS) -> dict:
+        """Answers every question of a run, and returns its record when it has ended. `asked` is called before an answer.
+
+        `decide` is the answer, or what gives it for a question; none is given where it is none.
+        """
+        until, answered, record = time.monotonic() + patience, set(), None
         while time.monotonic() < until:
             record = self.record(run)
             if record and record["state"] in _OVER:
@@ -114,9 +123,16 @@ class Stack:
                 if approval not in answered and question and not question["answer"] and not question["withdrawn"]:
                     asked(question)
                     answered.add(approval)
-                    self.decide(approval, decide)
+                    if decision := decide(question) if callable(decide) else decide:
+                        self.decide(approval, decision)
             time.sleep(0.2)
         raise AssertionError(f"{run} did not end: {record}")
+
+    def events(self, run: str) -> list[dict]:
+        """A run's history: what happened, in order."""
+        pages = self.s3.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=f"runs/{run}/events/")
+        told = [self.document(entry["Key"]) for page in pages for entry in page.get("Contents", [])]
+        return [event for some in told for event in (some if isinstance(some, list) else [some])]
 
     def until_asked(self, run: str) -> dict:
         """The record of a run when it waits for its first answer, or has ended without asking."""
@@ -190,16 +206,19 @@ class Stack:
             raise AssertionError(f"kops update cluster {cluster}: {done.stderr}")
         return done.stdout
 
-    def kopsline(self, *arguments: str) -> subprocess.CompletedProcess:
+    def kopsline(self, *arguments: str, timeout: float = 180) -> subprocess.CompletedProcess:
         """The kopsline command against this deployment."""
+        command, environment = self.kopsline_command(*arguments)
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout)
+
+    def kopsline_command(self, *arguments: str) -> tuple[list[str], dict[str, str]]:
+        """The command line, and its environment."""
         binary = os.environ.get("KOPSLINE") or str(ROOT / "target/debug/kopsline")
-        deployed = {
-            "KOPSLINE_RUN_BUCKET": self.bucket,
-            "KOPSLINE_PIPELINE_ARN": self.machine["pipeline"],
-            "KOPSLINE_APPROVE_ARN": self.machine["approve"],
-            "KOPSLINE_KOPS_FEATURE_FLAGS": "-ImageDigest",
-        }
-        return subprocess.run([binary, *arguments], env=self.environment() | deployed, capture_output=True, text=True, timeout=180)
+        deployed = {"KOPSLINE_KOPS_FEATURE_FLAGS": "-ImageDigest"}
+        if self.bucket:
+            deployed["KOPSLINE_RUN_BUCKET"] = self.bucket
+            deployed |= {f"KOPSLINE_{name.upper()}_ARN": self.machine[name] for name in ("pipeline", "approve")}
+        return [binary, *arguments], self.environment() | deployed
 
     def work_tree(self, folder: Path) -> Path:
         """A person's clone of the project."""

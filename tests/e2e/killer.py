@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stack.processes import descendants
-from stack.trap import PATH
+from stack.trap import PATH, Trap
 
 from e2e.harness import Stack
 
@@ -30,14 +30,19 @@ class Point:
     match: str
     when: str = "after"
     skip: int = 0
+    # Of a request to the emulated AWS, or to the Kubernetes API.
+    api: str = "aws"
 
 
 class Killer(threading.Thread):
-    """Kills at the points in their order, while something else drives the functions."""
+    """Kills at the points in their order, while something else drives the functions.
 
-    def __init__(self, stack: Stack, points: list[Point]):
+    `kubernetes` is the trap of requests to the Kubernetes API, if any of the points is one.
+    """
+
+    def __init__(self, stack: Stack, points: list[Point], kubernetes: Trap | None = None):
         super().__init__(name="killer", daemon=True)
-        self.stack, self.points = stack, points
+        self.stack, self.points, self.kubernetes = stack, points, kubernetes
         self.killed: list[str] = []
         self.error: str | None = None
         self._stopped = threading.Event()
@@ -46,8 +51,9 @@ class Killer(threading.Thread):
         """Returns when it kills no more; points that were not come by are missing in `killed`."""
         self._stopped.set()
         self.join(PATIENCE_SECONDS)
-        self._call("POST", {"match": "^$"})
-        self._call("DELETE")
+        for api in {point.api for point in self.points}:
+            self._call(api, "POST", {"match": "^$"})
+            self._call(api, "DELETE")
 
     def run(self):
         try:
@@ -60,24 +66,26 @@ class Killer(threading.Thread):
                     raise AssertionError(f"{held['words']} was to be of {point.function} and is of {name}")
                 # Before the request is let go: the next attempt may come at once.
                 self._arm(number + 1)
-                self._call("DELETE")
+                self._call(point.api, "DELETE")
         except (AssertionError, OSError) as error:
             self.error = str(error)
 
     def _arm(self, number: int) -> None:
         if number < len(self.points):
             point = self.points[number]
-            self._call("POST", {"match": point.match, "when": point.when, "skip": point.skip})
+            self._call(point.api, "POST", {"match": point.match, "when": point.when, "skip": point.skip})
 
     def _wait(self, point: Point) -> dict:
         until = time.monotonic() + PATIENCE_SECONDS
         while time.monotonic() < until and not self._stopped.is_set():
-            if held := self._call("GET")["held"]:
+            if held := self._call(point.api, "GET")["held"]:
                 return held
             time.sleep(0.02)
         raise AssertionError(f"{point} was not come by; before it: {self.killed}")
 
-    def _call(self, method: str, body: dict | None = None) -> dict:
+    def _call(self, api: str, method: str, body: dict | None = None) -> dict:
+        if api == "kubernetes":
+            return self.kubernetes.control(method, body)
         url = self.stack.places["aws_url"] + PATH
         request = urllib.request.Request(url, json.dumps(body).encode() if body else None, method=method)
         with urllib.request.urlopen(request, timeout=10) as answer:

@@ -4,6 +4,7 @@ import http.client
 import json
 import ssl
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -69,6 +70,22 @@ class Api:
             if error.status != NOT_FOUND:
                 raise
 
+    def watch(self, path: str, version: str) -> Iterator[dict]:
+        """What happens to a list's objects after a version of it, as it happens, on a connection of its own.
+
+        It ends when the server ends it, and with an `OSError` when nothing happens for a while.
+        """
+        connection = self._connection()
+        try:
+            connection.request("GET", f"{path}?watch=1&resourceVersion={version}", headers={"Accept": "application/json"})
+            answer = connection.getresponse()
+            if answer.status >= 300:
+                raise ApiError("GET", path, answer.status, json.loads(answer.read()))
+            while line := answer.readline():
+                yield json.loads(line)
+        finally:
+            connection.close()
+
     def request(self, method: str, path: str, body: dict | None = None, form: str = "application/json") -> dict:
         """The answer's object; `ApiError` for a status that is not a success."""
         text = None if body is None else json.dumps(body)
@@ -94,17 +111,19 @@ class Api:
                 return _send(connection, method, path, text, headers)
             except (http.client.HTTPException, ConnectionError):
                 connection.close()
-        address = urlsplit(self.url)
-        connection = http.client.HTTPSConnection(
-            address.hostname, address.port, context=self._context, timeout=_TIMEOUT_SECONDS
-        )
-        self._connections.kept = connection
+        connection = self._connections.kept = self._connection()
         try:
             return _send(connection, method, path, text, headers)
         except BaseException:
             self._connections.kept = None
             connection.close()
             raise
+
+    def _connection(self) -> http.client.HTTPSConnection:
+        address = urlsplit(self.url)
+        return http.client.HTTPSConnection(
+            address.hostname, address.port, context=self._context, timeout=_TIMEOUT_SECONDS
+        )
 
 
 def _send(connection, method: str, path: str, text: str | None, headers: dict) -> tuple[int, bytes]:

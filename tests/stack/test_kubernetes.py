@@ -405,6 +405,8 @@ class Workloads(unittest.TestCase):
         for name in self.nodes:
             eventually(lambda name=name: is_ready(nodes()[name]))
             stop_kubelet(API, name)
+        # kwok has to hear of it before the pod is deleted.
+        time.sleep(DELAYS.pod_deletion)
         API.delete(self.path(f"pods/{pods[0]}"))
         # Longer than a living kubelet takes.
         time.sleep(2 * DELAYS.pod_deletion)
@@ -439,6 +441,17 @@ class Authentication(unittest.TestCase):
             (Authority.create().client("ann", "system:masters"), 401),
         ):
             self.assertEqual(self.status("localhost", REPORT["ca"], pair), expected)
+
+    def test_the_audit_log_tells_of_clients_and_not_of_the_stack_itself(self):
+        own = Authority.from_keyset(Path(REPORT["keyset"]).read_text())
+        self.status("localhost", REPORT["ca"], own.client("bob", "system:masters"))
+        entries = [json.loads(line) for line in Path(REPORT["audit_log"]).read_text().splitlines()]
+        bobs = [entry for entry in entries if entry["user"]["username"] == "bob"]
+        self.assertEqual(
+            [(entry["verb"], entry["objectRef"]["resource"], entry["responseStatus"]["code"]) for entry in bobs],
+            [("list", "nodes", 200)],
+        )
+        self.assertNotIn("admin", {entry["user"]["username"] for entry in entries})
 
     def test_the_clusters_authority_is_taken_from_the_state_store(self):
         s3 = aws("s3")

@@ -63,15 +63,20 @@ class Trap:
             self._held = {"words": words(environ, action), "port": int(environ["REMOTE_PORT"])}
             self._changed.wait_for(lambda: self._held is None, PATIENCE_SECONDS)
 
-    def _control(self, environ, start_response):
+    def control(self, method: str, order: dict | None = None) -> dict:
+        """What a request to `PATH` does, for a trap in the same process."""
         with self._changed:
-            if environ["REQUEST_METHOD"] == "POST":
-                order = json.loads(environ["wsgi.input"].read(int(environ["CONTENT_LENGTH"])))
+            if method == "POST":
                 self._order = _Order(re.compile(order["match"]), order.get("skip", 0), order.get("when", "after"))
-            elif environ["REQUEST_METHOD"] == "DELETE":
+            elif method == "DELETE":
                 self._held = None
                 self._changed.notify_all()
-            answer = json.dumps({"held": self._held, "armed": self._order is not None}).encode()
+            return {"held": self._held, "armed": self._order is not None}
+
+    def _control(self, environ, start_response):
+        method = environ["REQUEST_METHOD"]
+        body = environ["wsgi.input"].read(int(environ["CONTENT_LENGTH"])) if method == "POST" else b"null"
+        answer = json.dumps(self.control(method, json.loads(body))).encode()
         start_response("200 OK", [("Content-Type", "application/json"), ("Content-Length", str(len(answer)))])
         return [answer]
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use kopsline_core::approval::{Answer as Given, Approval};
 use kopsline_core::{ApprovalId, Decision, Failure, Gate, RunId, RunState, Stage, StageState, keys, lock};
-use kopsline_report::plan_summary;
+use kopsline_report::{open_questions, plan_summary};
 use kopsline_state::{Condition, LockFile, RunError, Update};
 
 use crate::tasks::Taken;
@@ -44,6 +44,7 @@ impl Console {
         let (digest, summary) = plan_summary(&self.runs, run, gate).await?;
         let id = self.question(&record.approvals, run, gate, &digest).await?;
         self.runs.documents().store().put(&keys::token(&id), token.into_bytes(), Condition::Unconditional).await.map_err(RunError::from)?;
+        let known = record.approvals.contains(&id);
         let question = Approval {
             id: id.clone(),
             run: run.clone(),
@@ -75,8 +76,11 @@ impl Console {
                 record.leave(stage, StageState::Waiting, format!("waits for an answer to {id} ({summary})"), now);
             })
             .await?;
-        self.runs.event(run, now, Some(stage), "asked", format!("{id}: {summary}; open until {expires_at}")).await?;
-        self.publish(run).await;
+        // The state machine asks anew from time to time, to see whether the question still stands: that is no news.
+        if !known {
+            self.runs.event(run, now, Some(stage), "asked", format!("{id}: {summary}; open until {expires_at}")).await?;
+            self.publish(run).await;
+        }
         if let Some(answer) = answered {
             self.pass_on(&question, answer.decision, now).await?;
         }
@@ -167,6 +171,21 @@ impl Console {
             tokio::time::sleep(Duration::from_millis(500)).await;
         }
         Ok(())
+    }
+
+    /// Shows how far a run is, on its page and in GitLab. Questions that its roll has found an end to by itself, such as a
+    /// drain that got through, are withdrawn.
+    pub(crate) async fn tell(&self, run: &RunId) -> Result<Answer, Failure> {
+        let record = self.runs.read(run).await?;
+        let open = open_questions(&self.runs, run).await?;
+        for id in &record.approvals {
+            let Some(question) = self.runs.approval(id).await? else { continue };
+            if matches!(question.gate, Gate::Checkpoint | Gate::Drain) && !open.contains(&question.digest) {
+                self.withdraw(id).await?;
+            }
+        }
+        self.publish(run).await;
+        Ok(Answer { outcome: "told", approval: None, message: None })
     }
 
     /// Marks a question as no longer asked.

@@ -32,6 +32,8 @@ enum Request {
     Order { run: RunId, order: Order, comment: Option<String>, by: Option<String>, execution: String },
     /// Keep a paused rolling update; the task behind `token` waits for the order to resume or to abort.
     Hold { run: RunId, token: String },
+    /// Tell people how far a run is.
+    Tell { run: RunId },
     /// Close a run.
     Finish {
         run: RunId,
@@ -69,6 +71,7 @@ impl Console {
                 self.order(&run, Ordered { order, by, comment, at: now, execution }).await
             }
             Request::Hold { run, token } => self.hold(&run, token, now).await,
+            Request::Tell { run } => self.tell(&run).await,
             Request::Finish { run, ending } => self.finish(&run, ending, now).await,
         }
     }

@@ -54,7 +54,11 @@ enum Answer {
     /// There are instances to replace.
     Needed { gate: Approval, approval_timeout_seconds: u64 },
     /// The roll goes on: ask again.
-    Progress { wait_seconds: u64 },
+    Progress {
+        wait_seconds: u64,
+        /// Whether the wait is long enough to tell people of it.
+        tell: bool,
+    },
     /// The roll asks a person, at this gate.
     Question { gate: &'static str, timeout_seconds: u64 },
     /// The roll was told to pause, and has nothing in flight.

@@ -6,7 +6,7 @@ use jiff::{SignedDuration, Timestamp};
 use kopsline_core::{Failure, FailureKind, Phase, Run, RunId, Stage, StageState};
 use kopsline_kube::Kubernetes;
 use kopsline_roller::{Budget, StepOutcome, SystemClock, run_step};
-use kopsline_rolling::{Leftover, Preview};
+use kopsline_rolling::{Leftover, Preview, RollState};
 
 use crate::checkpoints::RecordCheckpoints;
 use crate::desk::{RecordDesk, gate_of};
@@ -17,6 +17,10 @@ const LONGEST_STEP: Duration = Duration::from_mins(1);
 /// What a round of observing, deciding and acting takes at most where AWS is well.
 const ROUND: SignedDuration = SignedDuration::from_secs(20);
 const LONGEST_SLEEP: SignedDuration = SignedDuration::from_secs(5);
+/// However long there is nothing to do: an order to pause or to abort is found at the next step.
+const LONGEST_WAIT_SECONDS: u64 = 120;
+/// A wait of which the run's page and GitLab are told.
+const WORTH_TELLING_SECONDS: u64 = 10;
 /// How long a question without a deadline of its own is put before it is put again.
 const QUESTION_TIMEOUT: SignedDuration = SignedDuration::from_hours(24 * 30);
 
@@ -48,18 +52,30 @@ impl Roll {
         {
             history::learn(&self.runs, &run, &roll).await?;
         }
-        self.record(&run, outcome, Timestamp::now()).await
+        self.record(&run, phase, outcome, Timestamp::now()).await
     }
 
-    async fn record(&self, run: &Run, outcome: StepOutcome, now: Timestamp) -> Result<Answer, Failure> {
+    /// About how long the rest of the roll takes, in words.
+    async fn left(&self, run: &Run, phase: Phase) -> Result<String, Failure> {
+        let roll: Option<RollState> = self.runs.document(&run.id, &phase.roll_document("checkpoint.json")).await?;
+        let history = history::read(&self.runs, run).await?;
+        let remaining = roll.and_then(|roll| roll.progress(&history).remaining);
+        // Nobody believes more of an estimate than its minutes.
+        let minutes = remaining.map(|remaining| SignedDuration::from_mins((remaining.as_secs() + 59) / 60));
+        Ok(minutes.map_or_else(String::new, |minutes| format!("; about {minutes:#} left")))
+    }
+
+    async fn record(&self, run: &Run, phase: Phase, outcome: StepOutcome, now: Timestamp) -> Result<Answer, Failure> {
         let leave =
             async |state: StageState, note: &str| self.runs.change(&run.id, |record| record.leave(Stage::Roll, state, note, now)).await;
         match outcome {
             StepOutcome::Progress { wait_seconds, waits_for, summary } => {
-                leave(StageState::Waiting, &format!("{summary}; waits for {waits_for}")).await?;
-                // Intervals may be longer than a working lease.
+                let wait_seconds = wait_seconds.min(LONGEST_WAIT_SECONDS);
+                let tell = wait_seconds >= WORTH_TELLING_SECONDS;
+                let left = if tell { self.left(run, phase).await? } else { String::new() };
+                leave(StageState::Waiting, &format!("{summary}; waits for {waits_for}{left}")).await?;
                 self.renew(run, now, seconds(wait_seconds)).await?;
-                Ok(Answer::Progress { wait_seconds })
+                Ok(Answer::Progress { wait_seconds, tell })
             }
             StepOutcome::Asks { question, summary } => {
                 leave(StageState::Waiting, &format!("{summary}; {question}")).await?;

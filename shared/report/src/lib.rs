@@ -2,7 +2,7 @@
 
 use kopsline_core::{Approval, Event, Failure, FailureKind, Gate, Phase, Run, RunId, RunState, Stage, StageRecord, StageState};
 use kopsline_plan::{ApprovalView, EventView, PlanDocument, PreviewRowView, RollSpan, RollSpanKind, RollStepView, RunOutcome, RunView, StageOutcome, StageView};
-use kopsline_rolling::{InstancePhase, InstanceRoll, Preview, RollState};
+use kopsline_rolling::{InstanceRoll, Preview, RollState};
 use kopsline_state::{RunError, Runs};
 use sha2::{Digest, Sha256};
 
@@ -38,6 +38,13 @@ pub async fn plan_summary(runs: &Runs, run: &RunId, gate: Gate) -> Result<(Strin
             Ok((question.id.clone(), question.to_string()))
         }
     }
+}
+
+/// The ids of the questions that a run's roll asks now; an approval's digest is its question's id.
+pub async fn open_questions(runs: &Runs, run: &RunId) -> Result<Vec<String>, Failure> {
+    let name = runs.read(run).await?.phase.roll_document("checkpoint.json");
+    let roll: Option<RollState> = runs.document(run, &name).await?;
+    Ok(roll.into_iter().flat_map(|roll| roll.questions).map(|question| question.id).collect())
 }
 
 async fn view(runs: &Runs, run: Run) -> Result<RunView, Failure> {
@@ -164,7 +171,7 @@ fn roll_steps(roll: &RollState) -> Vec<RollStepView> {
                 ended_at: instance.replaced.as_ref().map(|replaced| replaced.at).or(instance.gone),
                 group: group.name.clone(),
                 instance: instance.id.clone(),
-                what: what(instance),
+                what: instance.to_string(),
                 spans: spans(instance),
             })
         })
@@ -182,26 +189,6 @@ fn spans(instance: &InstanceRoll) -> Vec<RollSpan> {
         spans.push(RollSpan { kind: RollSpanKind::Replacing, from, to: instance.replaced.as_ref().map(|replaced| replaced.at).or(Some(from)) });
     }
     spans
-}
-
-fn what(instance: &InstanceRoll) -> String {
-    match (&instance.phase, &instance.replaced) {
-        (InstancePhase::Failed { error }, _) => format!("not replaced: {error}"),
-        (InstancePhase::Skipped { why }, _) => format!("left as it was: {why}"),
-        (InstancePhase::Returning { why, .. }, _) => format!("is given back: {why}"),
-        (_, Some(replaced)) => format!("replaced by {}", replaced.by),
-        (InstancePhase::Vanished, _) => "went away before its turn".to_owned(),
-        (InstancePhase::Waiting, _) => "waits".to_owned(),
-        (InstancePhase::Detaching { .. }, _) => "is being detached".to_owned(),
-        (InstancePhase::Preparing { .. }, _) => "is taken out of service".to_owned(),
-        (InstancePhase::Draining(drain), _) => match &drain.blocker {
-            Some(blocker) => format!("is being drained, {} pods left; waits for {}", drain.remaining, blocker.pod),
-            None => format!("is being drained, {} pods left", drain.remaining),
-        },
-        (InstancePhase::Settling { .. }, _) => "is drained".to_owned(),
-        (InstancePhase::Terminating { .. }, _) => "is being terminated".to_owned(),
-        (InstancePhase::Terminated | InstancePhase::Done, _) => "terminated".to_owned(),
-    }
 }
 
 fn event(event: Event) -> EventView {

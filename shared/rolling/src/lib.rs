@@ -15,6 +15,7 @@ mod kubernetes;
 mod options;
 mod planner;
 mod preview;
+mod progress;
 mod settings;
 #[cfg(any(test, feature = "sim"))]
 pub mod sim;
@@ -40,6 +41,7 @@ pub use kubernetes::{ApiName, BudgetFacts, ClusterFacts, NodeFacts, Owner, PodFa
 pub use options::{PauseAfter, RollOptions, StuckDrain};
 pub use planner::{Decision, Observation, Until, WaitReason, next};
 pub use preview::{Preview, PreviewRow, Replacement, preview};
+pub use progress::{GroupProgress, InstanceProgress, RollProgress};
 pub use settings::{FieldError, FieldErrorKind, IntOrString, NotAPercentage, RollingUpdate, Settings};
 pub use spec::{ClusterSpec, GroupSpec, Manager, Role, Selection, SelectionError, SpecError};
 pub use state::{

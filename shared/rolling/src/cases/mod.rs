@@ -5,5 +5,6 @@ mod control;
 mod drains;
 mod durability;
 mod gaps;
+mod progress;
 mod rows;
 mod world;

@@ -12,7 +12,9 @@ use crate::kubernetes::{BudgetFacts, ClusterFacts, PodFacts};
 use crate::options::RollOptions;
 use crate::preview::Preview;
 use crate::spec::{Manager, Role};
-use crate::state::{GroupRoll, InstanceRoll, Origin, RollState, StartError};
+use crate::state::{GroupPhase, GroupRoll, GroupStep, InstancePhase, InstanceRoll, Origin, RollState, StartError};
+
+pub(crate) use text::count;
 
 /// How long a drain takes where no earlier roll says it.
 const USUAL_DRAIN: SignedDuration = SignedDuration::from_secs(45);
@@ -232,6 +234,28 @@ pub fn forecast(
         pods_known: kubernetes.is_some() && !options.cloudonly,
         groups,
     })
+}
+
+/// About how long the rest of a roll takes, waiting for people left out.
+pub(crate) fn remaining(roll: &RollState, history: &History) -> SignedDuration {
+    let mut history = history.clone();
+    history.learn(roll);
+    let clock = Clock { options: &roll.options, history: &history };
+    let (mut side_by_side, mut sum) = (SignedDuration::ZERO, SignedDuration::ZERO);
+    for group in roll.groups.iter().filter(|group| matches!(group.phase, GroupPhase::Waiting | GroupPhase::Rolling)) {
+        let left = group.instances.iter().filter(|instance| instance.origin != Origin::WarmPool && !is_through(&instance.phase)).count();
+        let surge = if group.step < GroupStep::Replace { group.surge } else { 0 };
+        let likely = clock.group(group, left.div_ceil(group.concurrency.max(1)), surge);
+        match group.role {
+            Role::Bastion => side_by_side = side_by_side.max(likely),
+            _ => sum = sum.saturating_add(likely),
+        }
+    }
+    side_by_side.saturating_add(sum)
+}
+
+fn is_through(phase: &InstancePhase) -> bool {
+    matches!(phase, InstancePhase::Done | InstancePhase::Vanished | InstancePhase::Skipped { .. } | InstancePhase::Failed { .. })
 }
 
 fn group_forecast(group: &GroupRoll, inventory: &Inventory, pods: &Pods<'_>, clock: &Clock<'_>) -> GroupForecast {

@@ -104,7 +104,7 @@ fn names(f: &mut fmt::Formatter<'_>, names: &Names, what: &str) -> fmt::Result {
     writeln!(f, "             ! {what}: {}{more}", names.first.join(", "))
 }
 
-pub(super) fn count(number: usize, what: &str) -> String {
+pub(crate) fn count(number: usize, what: &str) -> String {
     if number == 1 { format!("1 {what}") } else { format!("{number} {what}s") }
 }
 

@@ -224,8 +224,14 @@ impl RollState {
 
     /// How far the roll is.
     pub fn summary(&self) -> Summary {
-        let mut summary = Summary::default();
-        for instance in self.groups.iter().flat_map(|group| &group.instances) {
+        Summary::of(self.groups.iter().flat_map(|group| &group.instances))
+    }
+}
+
+impl Summary {
+    pub(crate) fn of<'a>(instances: impl Iterator<Item = &'a InstanceRoll>) -> Self {
+        let mut summary = Self::default();
+        for instance in instances {
             summary.total += 1;
             *match instance.phase {
                 InstancePhase::Waiting | InstancePhase::Detaching { .. } => &mut summary.waiting,
