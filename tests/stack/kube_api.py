@@ -78,11 +78,11 @@ class Api:
         connection = self._connection()
         try:
             connection.request("GET", f"{path}?watch=1&resourceVersion={version}", headers={"Accept": "application/json"})
-            answer = connection.getresponse()
-            if answer.status >= 300:
-                raise ApiError("GET", path, answer.status, json.loads(answer.read()))
-            while line := answer.readline():
-                yield json.loads(line)
+            with connection.getresponse() as answer:
+                if answer.status >= 300:
+                    raise ApiError("GET", path, answer.status, json.loads(answer.read()))
+                while line := answer.readline():
+                    yield json.loads(line)
         finally:
             connection.close()
 

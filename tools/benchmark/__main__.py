@@ -5,11 +5,11 @@ import pathlib
 import tempfile
 import time
 
-from tools.benchmark import functions, runs, thousand, webhook
+from tools.benchmark import functions, roll, runs, thousand, webhook
 from tools.benchmark.table import Table, say
 from tools.benchmark.workplace import Workplace, cluster_entry
 
-PARTS = ["sizes", "cold", "webhook", "runs", "thousand"]
+PARTS = ["sizes", "cold", "webhook", "runs", "thousand", "roll"]
 WEBHOOK_CLUSTER = "webhook.example.com"
 
 
@@ -24,8 +24,11 @@ def main():
     begun, table = time.monotonic(), Table()
     if "sizes" in parts:
         functions.sizes(table)
-    if set(parts) - {"sizes"}:
+    if set(parts) - {"sizes", "roll"}:
         _on_the_stack(table, parts, arguments.rounds)
+    if "roll" in parts:
+        # Each round takes some ten minutes.
+        roll.roll(table, max(1, arguments.rounds // 3))
     print(table.text())
     say(f"\nbenchmark: {', '.join(parts)} in {time.monotonic() - begun:.0f} s")
 

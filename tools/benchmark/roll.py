@@ -87,9 +87,8 @@ def roll(table, rounds):
     say(f"roll: {rounds} times {instances} instances of a cluster with a Kubernetes API, drained and replaced by Kopsline and by kops, in turns;")
     say("      what takes long is waiting for drains and intervals, some five minutes on each side")
     # kops names its users after the one who runs it.
-    found = {user: [_side(user) for _ in range(rounds)] for user in (cluster.USER, "kubecfg-")}
+    pairs = [tuple(_side(user) for user in (cluster.USER, "kubecfg-")) for _ in range(rounds)]
     table.heading(f"rolling update of 3 control planes and {GENERAL + BATCH} nodes with drains (medians of {rounds}; the same settings, the same end)")
-    pairs = list(zip(*found.values(), strict=True))
     table.compare("wall time", [(ours[0], theirs[0]) for ours, theirs in pairs], goal="at most 1.00")
     for number, what in ((1, "AWS calls"), (2, "Kubernetes calls")):
         table.compare(what, [(ours[number], theirs[number]) for ours, theirs in pairs], unit=lambda calls: f"{calls:.0f}")

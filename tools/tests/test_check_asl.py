@@ -164,7 +164,9 @@ MUTATIONS = {
     "a loop that nothing counts": (dropped("Roll", "Assign"), "Roll: is in a loop that nothing counts"),
     "a counter without a limit": (
         lambda m: [
-            state("UpdateAnswer")(m)["Choices"][1].update(Condition="{% $states.input.outcome = 'moved' %}"),
+            choice.update(Condition="{% $states.input.outcome = 'moved' %}")
+            for choice in state("UpdateAnswer")(m)["Choices"]
+            if "$maxReplans" in choice["Condition"]
         ],
         "Update: counts $replans, but no Choice compares it with a limit",
     ),
