@@ -355,7 +355,13 @@ mod tests {
 
     #[test]
     fn describes_a_rolling_update_under_way() {
-        let count = |total, finished, in_flight| Summary { total, finished, in_flight, waiting: total - finished - in_flight, ..Default::default() };
+        let count = |total, finished, in_flight| Summary {
+            total,
+            finished,
+            in_flight,
+            waiting: total - finished - in_flight,
+            ..Default::default()
+        };
         let group = |name: &str, role, state: &str, summary, instances| GroupProgress {
             name: name.into(),
             role,

@@ -28,7 +28,10 @@ impl<'a> TerminalDesk<'a> {
     pub(crate) async fn ask(&self, question: &Question) -> anyhow::Result<()> {
         let choices: Vec<String> = question.choices().iter().map(ToString::to_string).collect();
         if !std::io::stdin().is_terminal() {
-            bail!("the roll asks, and there is no terminal to answer on: {question} ({}); say --on-stuck-drain, or roll in a terminal", choices.join(", "));
+            bail!(
+                "the roll asks, and there is no terminal to answer on: {question} ({}); say --on-stuck-drain, or roll in a terminal",
+                choices.join(", ")
+            );
         }
         self.progress.clear();
         loop {

@@ -108,7 +108,11 @@ pub(crate) async fn run(context: &Context, format: Format, args: &Args) -> anyho
     let file = clusters::read(&args.directory)?;
     let Some(config) = file.clusters.iter().find(|cluster| cluster.name == args.cluster) else {
         let names: Vec<&str> = file.clusters.iter().map(|cluster| cluster.name.as_str()).collect();
-        bail!("{FILE_NAME} has no cluster {}; it has {}", args.cluster, if names.is_empty() { "none".to_owned() } else { names.join(", ") });
+        bail!(
+            "{FILE_NAME} has no cluster {}; it has {}",
+            args.cluster,
+            if names.is_empty() { "none".to_owned() } else { names.join(", ") }
+        );
     };
     let progress = if format == Format::Json { Progress::silent() } else { Progress::aside() };
     let checkpoints = FileCheckpoints::new(args.state_dir.as_deref(), config)?;
@@ -157,9 +161,12 @@ impl Target {
     /// One look at the cloud and the cluster.
     async fn look(&self) -> anyhow::Result<(Inventory, Option<ClusterFacts>)> {
         let facts = match &self.kubernetes {
-            Some(kubernetes) => Some(kubernetes.observe().await.context(
-                "without the Kubernetes API nothing can be drained or validated; --cloudonly rolls without both",
-            )?),
+            Some(kubernetes) => Some(
+                kubernetes
+                    .observe()
+                    .await
+                    .context("without the Kubernetes API nothing can be drained or validated; --cloudonly rolls without both")?,
+            ),
             None => None,
         };
         let mut raw = self.cloud.observe(&self.cluster.name).await?;

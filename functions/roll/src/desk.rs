@@ -60,7 +60,8 @@ impl Desk for RecordDesk<'_> {
     }
 
     async fn tell(&self, events: &[RollEvent]) -> Result<(), DeskError> {
-        let event = |event: &RollEvent| Event { at: event.at, stage: Some(Stage::Roll), what: event.word().to_owned(), message: event.to_string() };
+        let event =
+            |event: &RollEvent| Event { at: event.at, stage: Some(Stage::Roll), what: event.word().to_owned(), message: event.to_string() };
         let events: Vec<_> = events.iter().map(event).collect();
         self.runs.happened(&self.run.id, "rolling", &events).await.map_err(failed)
     }

@@ -3,8 +3,8 @@
 use jiff::{SignedDuration, Timestamp};
 use kopsline_core::{Failure, FailureKind, Phase, Run, RunId, Stage, StageState};
 use kopsline_kube::Kubernetes as _;
-use kopsline_roller::StepError;
 use kopsline_plan::PlanDocument;
+use kopsline_roller::StepError;
 use kopsline_rolling::{ClusterFacts, Inventory, Preview, classify, forecast, preview};
 
 use crate::{Answer, Approval, Roll, Target, history, options};
@@ -95,7 +95,8 @@ async fn look(target: &Target) -> Result<(Inventory, Option<ClusterFacts>), Fail
 async fn facts(target: &Target) -> Result<Option<ClusterFacts>, Failure> {
     let Some(kubernetes) = &target.kubernetes else { return Ok(None) };
     let facts = kubernetes.observe().await.map_err(|error| {
-        let message = format!("{error}; without the Kubernetes API a roll cannot drain or validate (rollingUpdate.cloudonly rolls without both)");
+        let message =
+            format!("{error}; without the Kubernetes API a roll cannot drain or validate (rollingUpdate.cloudonly rolls without both)");
         Failure::new(Failure::transient_or(error.is_transient(), FailureKind::Failed), message)
     })?;
     Ok(Some(facts))

@@ -94,7 +94,9 @@ impl Roll {
                 self.runs.event(&run.id, now, Some(Stage::Roll), "rolled", note).await?;
                 Ok(Answer::Done)
             }
-            StepOutcome::Failed { reason, summary } => self.stopped(run, format!("the rolling update stopped: {summary}; {reason}"), now).await,
+            StepOutcome::Failed { reason, summary } => {
+                self.stopped(run, format!("the rolling update stopped: {summary}; {reason}"), now).await
+            }
             StepOutcome::Aborted { reason, summary } => self.stopped(run, format!("the rolling update was {reason}; {summary}"), now).await,
         }
     }

@@ -20,6 +20,8 @@ pub use html::html;
 pub use markdown::markdown;
 pub use model::{Created, Deletion, Field, Modified, ModifiedField, Plan};
 pub use normal::normalise;
-pub use page::{ApprovalView, EventView, PreviewRowView, RollSpan, RollSpanKind, RollStepView, RunOutcome, RunView, StageOutcome, StageView, run_page};
+pub use page::{
+    ApprovalView, EventView, PreviewRowView, RollSpan, RollSpanKind, RollStepView, RunOutcome, RunView, StageOutcome, StageView, run_page,
+};
 pub use parse::{ParseError, parse};
 pub use redact::{redact, scrub};

@@ -83,6 +83,8 @@ pub struct RunView {
     pub approvals: Vec<ApprovalView>,
     /// What `kops update cluster --yes` printed.
     pub update_output: Option<String>,
+    /// What the rolling update is foreseen to be like, for people.
+    pub forecast: Option<String>,
     /// The roll's preview, one row for each instance group.
     pub preview: Vec<PreviewRowView>,
     /// What the roll did, instance by instance.
@@ -238,6 +240,7 @@ struct RunPart<'a> {
     plan: Option<PlanPart<'a>>,
     approvals: Vec<ApprovalPart<'a>>,
     update_output: Option<String>,
+    forecast: Option<String>,
     preview: &'a [PreviewRowView],
     roll: Vec<StepPart<'a>>,
     /// From when to when the bars of the roll go.
@@ -349,6 +352,7 @@ fn run(run: &RunView) -> RunPart<'_> {
         plan: run.plan.as_ref().map(|plan| PlanPart { digest: &plan.digest, body: body(plan) }),
         approvals: run.approvals.iter().map(approval).collect(),
         update_output: run.update_output.as_deref().map(scrub),
+        forecast: run.forecast.as_deref().map(scrub),
         preview: &run.preview,
         roll: run.roll.iter().map(|part| step(part, roll_start, roll_end)).collect(),
         roll_span: format!("{} to {}", clock(roll_start), clock(roll_end)),

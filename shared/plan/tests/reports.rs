@@ -4,8 +4,8 @@
 
 use jiff::Timestamp;
 use kopsline_plan::{
-    ApprovalView, DigestInputs, EventView, PlanDocument, PreviewRowView, RollSpan, RollSpanKind, RollStepView, RunOutcome, RunView, StageOutcome, StageView,
-    Summary, digest, html, markdown, parse, redact, run_page,
+    ApprovalView, DigestInputs, EventView, PlanDocument, PreviewRowView, RollSpan, RollSpanKind, RollStepView, RunOutcome, RunView,
+    StageOutcome, StageView, Summary, digest, html, markdown, parse, redact, run_page,
 };
 
 const RUN: &str = "main-example-com-5d41402abc4b-9f86d081";
@@ -115,6 +115,7 @@ fn finished() -> RunView {
             "\nCluster changes have been applied to the cloud.\n\n\nChanges may require instances to restart: kops rolling-update cluster\n"
                 .into(),
         ),
+        forecast: Some("GROUP          ROLE  INSTANCES\nnodes-general  node  3\n".into()),
         preview: vec![
             preview("bastions", 0, 1, 1, 1),
             preview("control-plane-us-east-1a", 0, 1, 1, 1),
@@ -169,6 +170,7 @@ fn waiting() -> RunView {
         note: "kopsline approve main-example-com-5d41402abc4b-9f86d081.update.1".into(),
     };
     run.plan = Some(document(include_str!("fixtures/create.txt")));
+    run.forecast = None;
     (run.approvals, run.preview, run.roll, run.update_output) = (Vec::new(), Vec::new(), Vec::new(), None);
     run
 }

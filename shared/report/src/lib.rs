@@ -1,7 +1,10 @@
 //! A run's documents gathered into its page, and into the line that an approval shows.
 
 use kopsline_core::{Approval, Event, Failure, FailureKind, Gate, Phase, Run, RunId, RunState, Stage, StageRecord, StageState};
-use kopsline_plan::{ApprovalView, EventView, PlanDocument, PreviewRowView, RollSpan, RollSpanKind, RollStepView, RunOutcome, RunView, StageOutcome, StageView};
+use kopsline_plan::{
+    ApprovalView, EventView, PlanDocument, PreviewRowView, RollSpan, RollSpanKind, RollStepView, RunOutcome, RunView, StageOutcome,
+    StageView,
+};
 use kopsline_rolling::{InstanceRoll, Preview, RollState};
 use kopsline_state::{RunError, Runs};
 use sha2::{Digest, Sha256};
@@ -55,9 +58,22 @@ async fn view(runs: &Runs, run: Run) -> Result<RunView, Failure> {
         }
         Ok::<_, RunError>(found)
     };
+    // The parts of an upgrade are looked for only where there are such.
+    let whole = run.phase == Phase::All;
+    let phases: &[Phase] = if whole { &[Phase::All] } else { &[Phase::ControlPlane, Phase::All] };
+    let updates: &[&str] = if whole { &["update.txt"] } else { &["update.txt", "update-nodes.txt", "update-prune.txt"] };
+    let forecast = async {
+        // The newest one, which is made beside the preview, knows best.
+        for name in phases.iter().rev().map(|phase| phase.roll_document("forecast.txt")).chain(["forecast.txt".to_owned()]) {
+            if let Some(text) = runs.text(&run.id, &name).await? {
+                return Ok(Some(text));
+            }
+        }
+        Ok(None)
+    };
     let rolls = async {
         let (mut rows, mut steps) = (Vec::new(), Vec::new());
-        for phase in [Phase::ControlPlane, Phase::All] {
+        for phase in phases {
             let (preview, checkpoint) = (phase.roll_document("preview.json"), phase.roll_document("checkpoint.json"));
             let (preview, roll) =
                 futures::try_join!(runs.document::<Preview>(&run.id, &preview), runs.document::<RollState>(&run.id, &checkpoint))?;
@@ -68,15 +84,16 @@ async fn view(runs: &Runs, run: Run) -> Result<RunView, Failure> {
     };
     let update_output = async {
         let mut whole: Option<String> = None;
-        for name in ["update.txt", "update-nodes.txt", "update-prune.txt"] {
+        for name in updates {
             let Some(text) = runs.text(&run.id, name).await? else { continue };
             whole = Some(whole.map_or_else(|| text.clone(), |before| format!("{before}\n{text}")));
         }
         Ok(whole)
     };
-    let (approvals, (preview, roll), plan, update_output, events) = futures::try_join!(
+    let (approvals, (preview, roll), forecast, plan, update_output, events) = futures::try_join!(
         approvals,
         rolls,
+        forecast,
         runs.document::<PlanDocument>(&run.id, "plan.json"),
         update_output,
         runs.events(&run.id),
@@ -84,6 +101,7 @@ async fn view(runs: &Runs, run: Run) -> Result<RunView, Failure> {
     Ok(RunView {
         plan,
         update_output,
+        forecast,
         preview,
         roll,
         events: events.into_iter().map(event).collect(),
@@ -186,7 +204,11 @@ fn spans(instance: &InstanceRoll) -> Vec<RollSpan> {
         spans.push(RollSpan { kind: RollSpanKind::Draining, from, to: instance.terminated });
     }
     if let Some(from) = instance.terminated.or(instance.gone) {
-        spans.push(RollSpan { kind: RollSpanKind::Replacing, from, to: instance.replaced.as_ref().map(|replaced| replaced.at).or(Some(from)) });
+        spans.push(RollSpan {
+            kind: RollSpanKind::Replacing,
+            from,
+            to: instance.replaced.as_ref().map(|replaced| replaced.at).or(Some(from)),
+        });
     }
     spans
 }

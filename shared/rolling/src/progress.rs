@@ -68,7 +68,8 @@ impl RollState {
 }
 
 fn group(group: &GroupRoll) -> GroupProgress {
-    let tell = |instance: &InstanceRoll| InstanceProgress { id: instance.id.clone(), node: instance.node.clone(), what: instance.to_string() };
+    let tell =
+        |instance: &InstanceRoll| InstanceProgress { id: instance.id.clone(), node: instance.node.clone(), what: instance.to_string() };
     let worth_telling = |instance: &&InstanceRoll| {
         let through = matches!(instance.phase, InstancePhase::Waiting | InstancePhase::Done | InstancePhase::Vanished);
         !through || (instance.phase == InstancePhase::Done && instance.replaced.is_none() && group.finished.is_none())

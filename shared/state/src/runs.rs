@@ -3,8 +3,8 @@
 use futures::stream::{self, StreamExt, TryStreamExt};
 use jiff::Timestamp;
 use kopsline_core::{Approval, ApprovalId, Classify, Event, Failure, FailureKind, Run, RunId, Stage, keys};
-use serde::{Deserialize, Serialize};
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 
 use crate::documents::{Documents, Update, UpdateError};
 use crate::object::{Condition, StoreError, WriteError};
@@ -136,8 +136,8 @@ impl Runs {
         for event in events {
             tracing::info!(what = event.what, "{}", event.message);
         }
-        // Two decisions may fall into one millisecond.
-        let names = std::iter::once(what.to_owned()).chain((2..=MOST_AT_ONE_TIME).map(|number| format!("{what}-{number}")));
+        // Two decisions may fall into one millisecond. `~` sorts after the `.` of the first.
+        let names = std::iter::once(what.to_owned()).chain((2..=MOST_AT_ONE_TIME).map(|number| format!("{what}~{number:03}")));
         let mut key = String::new();
         for name in names {
             key = keys::event(id, first.at, &name);

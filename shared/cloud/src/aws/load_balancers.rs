@@ -2,9 +2,7 @@
 //! `upup/pkg/fi/cloudup/awsup/aws_cloud.go`, `deregisterInstance`), and that of the Kubernetes API.
 
 use aws_sdk_elasticloadbalancing::types::Instance as ClassicTarget;
-use aws_sdk_elasticloadbalancingv2::types::{
-    LoadBalancer as Balancer, LoadBalancerTypeEnum, TargetDescription, TargetHealthStateEnum,
-};
+use aws_sdk_elasticloadbalancingv2::types::{LoadBalancer as Balancer, LoadBalancerTypeEnum, TargetDescription, TargetHealthStateEnum};
 
 use super::{AwsCloud, failure};
 use crate::{CloudError, Deregistration, LoadBalancer};
