@@ -57,7 +57,7 @@ impl<'a> TerminalDesk<'a> {
 impl Desk for TerminalDesk<'_> {
     async fn control(&self, _: Timestamp) -> Result<Control, DeskError> {
         let answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        Ok(Control { aborted: self.aborted.then(|| "aborted from the command line".to_owned()), answers, ..Control::default() })
+        Ok(Control { aborted: self.aborted.then(|| "from the command line".to_owned()), answers, ..Control::default() })
     }
 
     async fn tell(&self, events: &[RollEvent]) -> Result<(), DeskError> {

@@ -34,6 +34,7 @@ const ROUND: SignedDuration = SignedDuration::from_secs(20);
 /// Options of `kopsline roll`. Those that `kops rolling-update cluster` has are named and default as there; what
 /// `kopsline.yaml` says of the cluster comes before the defaults, and what is said here before both.
 #[derive(Debug, clap::Args)]
+#[expect(clippy::struct_excessive_bools, reason = "they are the flags of a command")]
 pub(crate) struct Args {
     /// The cluster, as `kopsline.yaml` lists it
     cluster: ClusterName,

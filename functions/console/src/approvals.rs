@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use kopsline_core::approval::{Answer as Given, Approval};
-use kopsline_core::{ApprovalId, Decision, Failure, Gate, RunId, RunState, Stage, StageState, keys, lock};
+use kopsline_core::{Answered, ApprovalId, Failure, Gate, RunId, RunState, Stage, StageState, keys, lock};
 use kopsline_report::{open_questions, plan_summary};
 use kopsline_state::{Condition, LockFile, RunError, Update};
 
@@ -82,7 +82,7 @@ impl Console {
             self.publish(run).await;
         }
         if let Some(answer) = answered {
-            self.pass_on(&question, answer.decision, now).await?;
+            self.pass_on(&question, &answer, now).await?;
         }
         Ok(Answer { outcome: "asked", approval: Some(id), message: None })
     }
@@ -136,15 +136,16 @@ impl Console {
                 message.clone(),
             )
             .await?;
-        self.pass_on(&decided, decision, now).await?;
+        self.pass_on(&decided, &given, now).await?;
         Ok(Answer { outcome: decision.done(), approval: Some(id.clone()), message: Some(message) })
     }
 
     /// Gives the answer to the task and records that the stage is over. Repeating it is harmless.
-    async fn pass_on(&self, question: &Approval, decision: Decision, now: Timestamp) -> Result<(), Failure> {
+    async fn pass_on(&self, question: &Approval, given: &Given, now: Timestamp) -> Result<(), Failure> {
         let Approval { id, run, gate, digest, .. } = question;
+        let (decision, by) = (given.decision, given.by.clone());
         if matches!(gate, Gate::Checkpoint | Gate::Drain) {
-            self.note_answer(run, digest, decision).await?;
+            self.note_answer(run, digest, Answered { decision, by }).await?;
         }
         let Some(token) = self.token(&keys::token(id)).await? else {
             return Err(Failure::new(kopsline_core::FailureKind::Transient, format!("nothing waits for {id} yet")));

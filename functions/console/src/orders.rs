@@ -1,7 +1,7 @@
 //! Orders to a rolling update: pause, resume, abort.
 
 use jiff::{SignedDuration, Timestamp};
-use kopsline_core::{ApprovalId, Decision, Failure, Gate, Ordered, RollOrders, RunId, Stage, StageState, keys, orders};
+use kopsline_core::{Answered, ApprovalId, Decision, Failure, Gate, Ordered, RollOrders, RunId, Stage, StageState, keys, orders};
 use kopsline_state::{Condition, LockFile, RunError, Update};
 use secrecy::SecretString;
 
@@ -87,11 +87,12 @@ impl Console {
         }
         Ok(())
     }
+
     /// Notes the answer to a question of the roll where its next step finds it.
-    pub(crate) async fn note_answer(&self, run: &RunId, question: &str, decision: Decision) -> Result<(), Failure> {
+    pub(crate) async fn note_answer(&self, run: &RunId, question: &str, answer: Answered) -> Result<(), Failure> {
         let change = |orders: Option<RollOrders>| {
             let mut orders = orders.unwrap_or_default();
-            let known = orders.answers.insert(question.to_owned(), decision) == Some(decision);
+            let known = orders.answers.insert(question.to_owned(), answer.clone()) == Some(answer.clone());
             Ok::<_, std::convert::Infallible>(if known { Update::Keep(()) } else { Update::Put(orders, ()) })
         };
         Ok(self.runs.documents().update(&keys::document(run, orders::DOCUMENT), change).await?)

@@ -3,7 +3,7 @@
 use async_trait::async_trait;
 use jiff::Timestamp;
 use kopsline_core::window::closed_until;
-use kopsline_core::{Decision, Event, Gate, RollOrders, Run, Stage, orders};
+use kopsline_core::{Answered, Decision, Event, Gate, RollOrders, Run, Stage, orders};
 use kopsline_roller::{Desk, DeskError};
 use kopsline_rolling::{About, Answer, Choice, Control, Question, RollEvent};
 use kopsline_state::{RunError, Runs};
@@ -48,9 +48,10 @@ impl Desk for RecordDesk<'_> {
             let order = orders.history.iter().rev().find(|ordered| ordered.order == kopsline_core::Order::Abort);
             let by = order.and_then(|ordered| ordered.by.clone()).unwrap_or_else(|| "an unnamed caller".to_owned());
             let comment = order.and_then(|ordered| ordered.comment.clone()).map(|comment| format!(": {comment}")).unwrap_or_default();
-            format!("aborted by {by}{comment}")
+            format!("by {by}{comment}")
         });
-        let answer = |(question, decision): (String, Decision)| Answer { question, choice: choice(decision), by: String::new() };
+        let answer =
+            |(question, given): (String, Answered)| Answer { question, choice: choice(given.decision), by: given.by.unwrap_or_default() };
         Ok(Control {
             paused: orders.paused,
             aborted,

@@ -97,7 +97,9 @@ impl Roll {
             StepOutcome::Failed { reason, summary } => {
                 self.stopped(run, format!("the rolling update stopped: {summary}; {reason}"), now).await
             }
-            StepOutcome::Aborted { reason, summary } => self.stopped(run, format!("the rolling update was {reason}; {summary}"), now).await,
+            StepOutcome::Aborted { reason, summary } => {
+                self.stopped(run, format!("the rolling update was aborted {reason}; {summary}"), now).await
+            }
         }
     }
 

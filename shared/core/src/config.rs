@@ -136,7 +136,7 @@ pub struct RollingUpdateConfig {
     pub on_stuck_drain: Option<StuckDrainConfig>,
     /// How long a person may take to answer about a stuck drain.
     pub drain_decision_timeout: SignedDuration,
-    /// Whether a drain counts as stuck at once when a PodDisruptionBudget can never allow it.
+    /// Whether a drain counts as stuck at once when a `PodDisruptionBudget` can never allow it.
     pub detect_hopeless_budgets: bool,
     /// Whether Auto Scaling's `AZRebalance`, which terminates instances by itself, is suspended while a group is rolled.
     pub suspend_rebalance: bool,

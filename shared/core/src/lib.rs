@@ -17,6 +17,6 @@ pub use approval::{Approval, ApprovalId, Decision, Gate};
 pub use config::{ClusterConfig, ClustersFile};
 pub use failure::{Classify, Failure, FailureKind};
 pub use ids::{ClusterName, CommitId, InvalidId, RunId, StateStoreUri};
-pub use orders::{Order, Ordered, RollOrders};
+pub use orders::{Answered, Order, Ordered, RollOrders};
 pub use run::{Event, Phase, Run, RunState, Stage, StageRecord, StageState};
 pub use window::ChangeWindow;

@@ -48,6 +48,15 @@ pub struct Ordered {
     pub execution: String,
 }
 
+/// An answer to a question of the roll.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Answered {
+    /// What was decided.
+    pub decision: Decision,
+    /// Who decided it, as far as the caller told.
+    pub by: Option<String>,
+}
+
 /// All orders of a run's rolling update.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RollOrders {
@@ -59,7 +68,7 @@ pub struct RollOrders {
     pub aborted: bool,
     /// Answers to the roll's questions, by the question's id.
     #[serde(default)]
-    pub answers: BTreeMap<String, Decision>,
+    pub answers: BTreeMap<String, Answered>,
     /// Every order that changed something, oldest first.
     #[serde(default)]
     pub history: Vec<Ordered>,

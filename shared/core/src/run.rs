@@ -91,7 +91,7 @@ impl StageState {
 ///
 /// Nodes must not be newer than the control plane, and an Auto Scaling group launches from its newest template at any
 /// time. So a new minor version of Kubernetes is brought as `kops reconcile cluster` does (kOps 1.36
-/// cmd/kops/reconcile_cluster.go): the control plane is updated and rolled, then the nodes are, then what only the old
+/// `cmd/kops/reconcile_cluster.go`): the control plane is updated and rolled, then the nodes are, then what only the old
 /// version needed is pruned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

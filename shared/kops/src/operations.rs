@@ -35,7 +35,7 @@ impl Classify for VersionError {
 }
 
 /// What `kops update cluster --yes` takes on; the steps of `kops reconcile cluster` (kOps 1.36
-/// cmd/kops/reconcile_cluster.go).
+/// `cmd/kops/reconcile_cluster.go`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum UpdateScope {
     /// Everything but what needs `--prune`.

@@ -230,12 +230,14 @@ pub struct Inventory {
 }
 
 impl Inventory {
-    /// The inventory as it will be once a plan is applied that gives these instance groups another configuration: all their
-    /// instances need an update then. Groups that do not exist yet are passed over.
+    /// The inventory as it will be once a plan is applied that gives these Auto Scaling groups another launch template: all
+    /// their instances need an update then. Groups that do not exist yet are passed over.
     #[must_use]
     pub fn expecting(mut self, changed: &[String]) -> Self {
-        for name in changed {
-            let Some(group) = self.groups.get_mut(name).filter(|group| group.configuration.is_some()) else { continue };
+        for group in self.groups.values_mut() {
+            if group.configuration.is_none() || !changed.contains(&group.auto_scaling_group) {
+                continue;
+            }
             group.configuration = Some(PLANNED.to_owned());
             for mut instance in std::mem::take(&mut group.ready) {
                 instance.status = Status::NeedsUpdate;

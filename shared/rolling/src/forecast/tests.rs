@@ -188,3 +188,17 @@ fn settings_are_those_in_force() {
     let roll = RollState::start(&inventory, RollOptions::default(), Timestamp::UNIX_EPOCH, None).unwrap();
     assert_eq!(roll.groups[2].settings, Settings { drain_and_terminate: true, max_unavailable: 2, max_surge: 0 });
 }
+
+#[test]
+fn a_plan_that_changes_a_launch_template_is_foreseen_to_replace_the_whole_group() {
+    let (inventory, facts) = cluster();
+    let of = |inventory: &Inventory, name: &str| {
+        let history = History::default();
+        let forecast = forecast(inventory, Some(&facts), &RollOptions::default(), None, &history).unwrap();
+        forecast.groups.into_iter().find(|group| group.name == name).map(|group| group.instances.len())
+    };
+    assert_eq!(of(&inventory, "control-plane"), Some(2), "the third one is up to date");
+    let planned = inventory.expecting(&["control-plane.c.test".to_owned(), "not-there-yet.c.test".to_owned()]);
+    assert_eq!(of(&planned, "control-plane"), Some(3));
+    assert_eq!(of(&planned, "nodes-a"), Some(5), "the others stay as they are");
+}
