@@ -2,25 +2,29 @@
 
 mod checkpoints;
 mod desk;
+mod hold;
 
 use std::path::PathBuf;
 
 use anyhow::{Context as _, bail};
 use aws_config::Region;
-use jiff::{SignedDuration, Timestamp};
+use jiff::SignedDuration;
 use kopsline_cloud::{AwsCloud, Cloud};
 use kopsline_core::config::FILE_NAME;
-use kopsline_core::{ClusterConfig, ClusterName};
+use kopsline_core::{ClusterConfig, ClusterName, keys};
 use kopsline_kube::{AccessOptions, KubeClient, Kubernetes};
 use kopsline_roller::{Budget, StepOutcome, SystemClock, run_step};
 use kopsline_rolling::{
-    ClusterFacts, ClusterSpec, Forecast, History, Inventory, Preview, Role, RollOptions, Selection, StuckDrain, classify, forecast, preview,
+    ClusterFacts, ClusterSpec, Forecast, History, Inventory, Outcome, Preview, Role, RollEvent, RollOptions, Selection, StuckDrain,
+    Summary, classify, forecast, preview,
 };
-use kopsline_state::{ClusterState, LockFile, S3Stores, s3};
+use kopsline_simulator::{Chance, rehearse};
+use kopsline_state::{ClusterState, S3Stores, s3};
 use serde::Serialize;
 
 use self::checkpoints::FileCheckpoints;
 use self::desk::TerminalDesk;
+use self::hold::Hold;
 use crate::context::Context;
 use crate::output::{self, Format, Paint, Style};
 use crate::progress::Progress;
@@ -47,6 +51,15 @@ pub(crate) struct Args {
     /// Give back what an unfinished roll did not replace, and forget it
     #[arg(long, conflicts_with = "yes")]
     abort: bool,
+    /// Rehearse the roll of the cluster as it is now, in simulated time; nothing real is touched
+    #[arg(long, conflicts_with_all = ["yes", "abort"])]
+    simulate: bool,
+    /// By what chance a rehearsal goes: the same seed gives the same one
+    #[arg(long, requires = "simulate", default_value_t = 1)]
+    seed: u64,
+    /// Let things go wrong in a rehearsal: lost answers, throttling, instances that vanish or never join, an API that is down
+    #[arg(long, requires = "simulate")]
+    faults: bool,
     /// Replace up-to-date instances too
     #[arg(long)]
     force: bool,
@@ -96,12 +109,25 @@ struct Shown {
     forecast: Forecast,
 }
 
+/// A rehearsal, as `--output json` shows it. Simulated time begins with 1970.
+#[derive(Debug, Serialize)]
+struct Rehearsal<'a> {
+    seed: u64,
+    faults: bool,
+    outcome: Option<&'a Outcome>,
+    summary: Summary,
+    took: SignedDuration,
+    events: Vec<&'a RollEvent>,
+}
+
 /// A cluster and the ways to it.
 struct Target {
     cloud: AwsCloud,
     kubernetes: Option<KubeClient>,
     cluster: ClusterSpec,
     options: RollOptions,
+    /// What earlier rolls by the pipeline took.
+    history: History,
 }
 
 /// Runs the command.
@@ -119,6 +145,9 @@ pub(crate) async fn run(context: &Context, format: Format, args: &Args) -> anyho
     let checkpoints = FileCheckpoints::new(args.state_dir.as_deref(), config)?;
     let target = Target::find(context, config, args, &progress).await?;
 
+    if args.simulate {
+        return target.rehearse(format, Chance { seed: args.seed, faults: args.faults }, &progress).await;
+    }
     if !args.yes && !args.abort {
         let shown = target.show(&progress).await?;
         match format {
@@ -136,9 +165,10 @@ pub(crate) async fn run(context: &Context, format: Format, args: &Args) -> anyho
         output::line("There is no unfinished roll of this cluster.");
         return Ok(Ended::Well);
     }
-    refuse_beside_a_run(context, config).await?;
-    let outcome = target.roll(&checkpoints, args, &progress).await?;
-    tell(&outcome, format, &checkpoints)
+    let hold = Hold::take(context, config).await?;
+    let outcome = target.roll(&checkpoints, &hold, args, &progress).await;
+    hold.release().await?;
+    tell(&outcome?, format, &checkpoints)
 }
 
 impl Target {
@@ -156,7 +186,11 @@ impl Target {
             let access = AccessOptions { api_server, internal: settings.internal, admin: true };
             kubernetes = Some(kopsline_roller::kubernetes(&live, &stores, &cloud, &access).await?);
         }
-        Ok(Self { cloud, kubernetes, cluster, options })
+        let history = match context.runs() {
+            Ok(runs) => runs.documents().read(&keys::roll_history(&config.state_store, &config.name)).await?.map(|found| found.value),
+            Err(_) => None,
+        };
+        Ok(Self { cloud, kubernetes, cluster, options, history: history.unwrap_or_default() })
     }
 
     /// One look at the cloud and the cluster.
@@ -179,14 +213,34 @@ impl Target {
         let (inventory, facts) = progress.during("EC2, Auto Scaling and the Kubernetes API", self.look()).await?;
         Ok(Shown {
             preview: preview(&inventory, &self.options.selection, self.options.force)?,
-            forecast: forecast(&inventory, facts.as_ref(), &self.options, None, &History::default())?,
+            forecast: forecast(&inventory, facts.as_ref(), &self.options, None, &self.history)?,
         })
     }
 
+    /// Rolls what is there now in simulated time.
+    async fn rehearse(&self, format: Format, chance: Chance, progress: &Progress) -> anyhow::Result<Ended> {
+        let (inventory, facts) = progress.during("EC2, Auto Scaling and the Kubernetes API", self.look()).await?;
+        let rehearsed = rehearse(&inventory, facts.as_ref(), &self.options, &self.history, chance);
+        match format {
+            Format::Json => output::json(&Rehearsal {
+                seed: chance.seed,
+                faults: chance.faults,
+                outcome: rehearsed.outcome.as_ref(),
+                summary: rehearsed.summary,
+                took: rehearsed.took,
+                events: rehearsed.events().collect(),
+            })?,
+            Format::Text => output::print(&output::printable(&rehearsed.to_string())),
+        }
+        let well = matches!(rehearsed.outcome, Some(Outcome::Done { .. })) && rehearsed.violations.is_empty();
+        Ok(if well { Ended::Well } else { Ended::With(NOT_AS_WISHED) })
+    }
+
     /// Rolls until the end. Ctrl-C stops it between two commands; the checkpoint says where to go on.
-    async fn roll(&self, checkpoints: &FileCheckpoints, args: &Args, progress: &Progress) -> anyhow::Result<StepOutcome> {
+    async fn roll(&self, checkpoints: &FileCheckpoints, hold: &Hold, args: &Args, progress: &Progress) -> anyhow::Result<StepOutcome> {
         let desk = TerminalDesk::new(progress, args.abort);
         loop {
+            hold.renew().await?;
             let roll = kopsline_roller::Roll {
                 cloud: &self.cloud,
                 kubernetes: self.kubernetes.as_ref().map(|client| client as &dyn Kubernetes),
@@ -213,22 +267,6 @@ impl Target {
                 outcome => return Ok(outcome),
             }
         }
-    }
-}
-
-/// A run of the pipeline that holds the cluster must not be worked against. Without a run bucket nobody can tell.
-async fn refuse_beside_a_run(context: &Context, config: &ClusterConfig) -> anyhow::Result<()> {
-    let Ok(runs) = context.runs() else { return Ok(()) };
-    let lock = LockFile::new(runs.documents().clone(), config).read().await?;
-    match lock.holder {
-        Some(holder) if holder.expires_at > Timestamp::now() => bail!(
-            "run {} holds {}: wait for it, or `kopsline pause {}` and `kopsline abort {}`",
-            holder.claim.run,
-            config.name,
-            holder.claim.run,
-            holder.claim.run
-        ),
-        _ => Ok(()),
     }
 }
 

@@ -51,6 +51,18 @@ pub struct ClusterLock {
     pub waiting: Option<Claim>,
     /// The last run that held it.
     pub last: Option<Claim>,
+    /// Somebody who works on the cluster from a shell: runs wait meanwhile.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub by_hand: Option<ByHand>,
+}
+
+/// Somebody who works on a cluster from a shell.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ByHand {
+    /// Who, and on which machine.
+    pub who: String,
+    /// When it is over unless it is renewed.
+    pub until: Timestamp,
 }
 
 /// How another run's commit stands to ours.
@@ -82,8 +94,8 @@ pub enum Acquire {
     Wait {
         /// The lock with us as the newest waiting run, when it must be written.
         lock: Option<ClusterLock>,
-        /// Who holds it.
-        holder: RunId,
+        /// Who holds it: a run, or somebody at a shell.
+        holder: String,
     },
     /// A newer merge holds it, waits for it, or held it: there is nothing left to do for ours.
     Superseded {
@@ -129,10 +141,11 @@ impl ClusterLock {
         if let Some(newer) = newer {
             return Acquire::Superseded { by: newer.run.clone() };
         }
-        if let Some(holder) = holder {
+        let by_hand = self.by_hand.as_ref().filter(|by_hand| by_hand.until > now);
+        if let Some(holder) = holder.map(|holder| holder.claim.run.to_string()).or_else(|| by_hand.map(|by_hand| by_hand.who.clone())) {
             let known = self.waiting.as_ref().is_some_and(|waiting| waiting.run == me.run);
             let lock = (!known).then(|| Self { waiting: Some(me.clone()), ..self.clone() });
-            return Acquire::Wait { lock, holder: holder.claim.run.clone() };
+            return Acquire::Wait { lock, holder };
         }
         // A holder that died before it restored what it found hands that on: its own change cannot have begun.
         let abandoned = self.holder.as_ref().and_then(|holder| match &holder.restores {
@@ -150,6 +163,7 @@ impl ClusterLock {
             }),
             waiting: self.waiting.clone().filter(|waiting| waiting.run != me.run),
             last: Some(me.clone()),
+            by_hand: None,
         };
         Acquire::Take { lock, abandoned }
     }
@@ -178,6 +192,22 @@ impl ClusterLock {
             waiting: self.waiting.clone().filter(|_| !waits),
             ..self.clone()
         })
+    }
+
+    /// The lock with somebody at a shell, whom runs wait for. `Err` says who holds it instead.
+    pub fn take_by_hand(&self, by_hand: ByHand, now: Timestamp) -> Result<Self, String> {
+        if let Some(holder) = self.holder.as_ref().filter(|holder| holder.expires_at > now) {
+            return Err(holder.claim.run.to_string());
+        }
+        match &self.by_hand {
+            Some(other) if other.until > now && other.who != by_hand.who => Err(other.who.clone()),
+            _ => Ok(Self { by_hand: Some(by_hand), ..self.clone() }),
+        }
+    }
+
+    /// The lock without them. `None` when they do not hold it: releasing twice is no error.
+    pub fn release_by_hand(&self, who: &str) -> Option<Self> {
+        self.by_hand.as_ref().is_some_and(|by_hand| by_hand.who == who).then(|| Self { by_hand: None, ..self.clone() })
     }
 
     fn held(&self, run: &RunId, change: impl FnOnce(&mut Holder)) -> Result<Self, LockLost> {
@@ -235,11 +265,28 @@ mod tests {
         let first = take(&ClusterLock::default(), 1, 0);
         assert_eq!(first.fence, 1);
         let Acquire::Wait { lock: Some(lock), holder } = first.acquire(&claim(2, 1), "arn", at(1), true, line(2)) else { panic!() };
-        assert_eq!(holder.as_str(), "run-1");
+        assert_eq!(holder, "run-1");
         assert!(matches!(lock.acquire(&claim(2, 1), "arn", at(2), true, line(2)), Acquire::Wait { lock: None, .. }));
         let free = lock.release(&claim(1, 0).run).unwrap();
         let second = take(&free, 2, 3);
         assert_eq!((second.fence, second.waiting), (2, None));
+    }
+
+    #[test]
+    fn a_shell_and_a_run_wait_for_each_other() {
+        let ann = |until| ByHand { who: "ann at her shell".to_owned(), until: at(until) };
+        let held = take(&ClusterLock::default(), 1, 0);
+        assert_eq!(held.take_by_hand(ann(60), at(1)), Err("run-1".to_owned()));
+        let free = held.release(&claim(1, 0).run).unwrap();
+        let by_hand = free.take_by_hand(ann(60), at(1)).unwrap();
+        assert_eq!(by_hand.take_by_hand(ByHand { who: "ben".to_owned(), until: at(9) }, at(2)), Err("ann at her shell".to_owned()));
+        let Acquire::Wait { lock: Some(waiting), holder } = by_hand.acquire(&claim(2, 2), "arn", at(2), true, line(2)) else { panic!() };
+        assert_eq!(holder, "ann at her shell");
+        let renewed = waiting.take_by_hand(ann(90), at(3)).unwrap();
+        assert!(renewed.release_by_hand("ben").is_none());
+        let again = renewed.release_by_hand("ann at her shell").unwrap();
+        assert!(matches!(again.acquire(&claim(2, 2), "arn", at(4), true, line(2)), Acquire::Take { .. }));
+        assert!(matches!(renewed.acquire(&claim(2, 2), "arn", at(91), true, line(2)), Acquire::Take { .. }), "it is not for ever");
     }
 
     #[test]

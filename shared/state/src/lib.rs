@@ -15,7 +15,7 @@ pub mod testing;
 pub mod transaction;
 
 pub use documents::{Documents, Update, UpdateError, Versioned};
-pub use locks::LockFile;
+pub use locks::{HeldBy, LockFile};
 pub use object::{Condition, ETag, Object, ObjectMeta, ObjectStore, Reader, StoreError, Stores, WriteError};
 pub use registry::{ClusterState, Places, RegistryError};
 pub use runs::{RunError, Runs};

@@ -1,7 +1,7 @@
 //! The cluster's lock in the run bucket.
 
 use jiff::Timestamp;
-use kopsline_core::lock::{Acquire, Claim, ClusterLock, LockLost, Relation};
+use kopsline_core::lock::{Acquire, ByHand, Claim, ClusterLock, LockLost, Relation};
 use kopsline_core::{Classify, ClusterConfig, CommitId, Failure, FailureKind, RunId, keys};
 
 use crate::documents::{Documents, Update, UpdateError};
@@ -18,6 +18,11 @@ pub trait Facts {
     /// How a commit stands to ours.
     fn relation(&self, commit: &CommitId) -> impl Future<Output = Result<Relation, Self::Error>> + Send;
 }
+
+/// The cluster's lock is somebody else's.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the cluster is held by {0}")]
+pub struct HeldBy(pub String);
 
 impl Classify for UpdateError<LockLost> {
     fn kind(&self) -> FailureKind {
@@ -97,6 +102,26 @@ impl LockFile {
     /// Marks that what a dead holder left behind is restored.
     pub async fn mark_restored(&self, run: &RunId) -> Result<ClusterLock, UpdateError<LockLost>> {
         self.change(|lock| lock.mark_restored(run)).await
+    }
+
+    /// Takes the lock, or renews it, for somebody at a shell, whom runs wait for; the error says who holds it instead.
+    pub async fn take_by_hand(&self, by_hand: &ByHand, now: Timestamp) -> Result<(), UpdateError<HeldBy>> {
+        self.documents
+            .update(&self.key, |lock: Option<ClusterLock>| {
+                let taken = lock.unwrap_or_default().take_by_hand(by_hand.clone(), now).map_err(HeldBy)?;
+                Ok(Update::Put(taken, ()))
+            })
+            .await
+    }
+
+    /// Gives up what somebody at a shell held.
+    pub async fn release_by_hand(&self, who: &str) -> Result<(), UpdateError> {
+        self.documents
+            .update(&self.key, |lock: Option<ClusterLock>| {
+                let released = lock.and_then(|lock| lock.release_by_hand(who));
+                Ok(released.map_or(Update::Keep(()), |lock| Update::Put(lock, ())))
+            })
+            .await
     }
 
     /// Gives the lock up; giving up what one does not hold is no error.
