@@ -6,6 +6,7 @@ import os
 import re
 import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
@@ -25,6 +26,7 @@ USER = "kubecfg-kopsline"
 STUBBORN = "stubborn"
 """The workload whose budget never allows an eviction."""
 WEB, QUEUE = "web", "queue"
+_NEVER = {"maxUnavailable": 0}
 DAEMON = "agent"
 LONELY = "lonely"
 """A pod that nothing starts again."""
@@ -45,15 +47,28 @@ def stack_flags(cluster: str = NAME) -> list[str]:
     return ["--kubernetes", os.environ["STACK_KUBERNETES"], "--kubernetes-cluster", cluster, "--kubernetes-keyset", keyset]
 
 
-def manifest(general: int = 4, batch: int = 2, surge: int = 2, version: str | None = None) -> str:
+@dataclass(frozen=True)
+class Machines:
+    """Machine types by group."""
+
+    control_plane: str = "t3.medium"
+    general: str = "m6i.large"
+    batch: str = "c6i.xlarge"
+
+
+def manifest(machines: Machines = Machines(), general: int = 4, batch: int = 2, surge: int = 2, version: str | None = None) -> str:
     """The sample cluster without its bastion, and with so many nodes."""
     documents = yaml.safe_load_all((ROOT / "tests/fixtures/demo/cluster.yaml").read_text())
     kept = [document for document in documents if document["spec"].get("role") != "Bastion"]
     if version:
         kept[0]["spec"]["kubernetesVersion"] = version
     groups = {document["metadata"]["name"]: document["spec"] for document in kept[1:]}
-    groups["nodes-general"] |= {"minSize": general, "maxSize": 2 * general, "rollingUpdate": {"maxSurge": surge}}
-    groups["nodes-batch"] |= {"minSize": batch, "maxSize": 2 * batch}
+    for name, spec in groups.items():
+        if name.startswith("control-plane"):
+            spec["machineType"] = machines.control_plane
+    sizes = {"minSize": general, "maxSize": 2 * general}
+    groups["nodes-general"] |= {**sizes, "machineType": machines.general, "rollingUpdate": {"maxSurge": surge}}
+    groups["nodes-batch"] |= {"minSize": batch, "maxSize": 2 * batch, "machineType": machines.batch}
     return yaml.safe_dump_all(kept)
 
 
@@ -103,7 +118,7 @@ class Cluster:
     def __init__(self, stack: Stack, web: int = 4, queue: int = 2):
         self.stack = stack
         self.replicas = {WEB: web, QUEUE: queue, STUBBORN: 1}
-        self.budgets = {WEB: {"maxUnavailable": max(1, web // 4)}, QUEUE: {"minAvailable": queue - 1}, STUBBORN: {"maxUnavailable": 0}}
+        self.budgets = {WEB: {"maxUnavailable": max(1, web // 4)}, QUEUE: {"minAvailable": queue - 1}, STUBBORN: _NEVER}
         self.url = stack.places["kubernetes"]["url"]
         files = kubernetes.Files(stack.home / "kubernetes")
         self.api = Api(self.url, files.ca_certificate, files.admin_certificate, files.admin_key)
@@ -150,8 +165,8 @@ class Cluster:
 
     def harden(self) -> None:
         """Puts the budget that never allows anything back."""
-        self.budgets[STUBBORN] = {"maxUnavailable": 0}
-        self._budget(STUBBORN, self.budgets[STUBBORN])
+        self.budgets[STUBBORN] = _NEVER
+        self._budget(STUBBORN, _NEVER)
 
     def relent(self) -> None:
         """Takes it away."""
@@ -198,7 +213,8 @@ class Cluster:
         """Who is registered with each target group."""
         elb = self.stack.client("elbv2")
         arns = [group["TargetGroupArn"] for group in elb.describe_target_groups()["TargetGroups"]]
-        return {arn: {d["Target"]["Id"] for d in elb.describe_target_health(TargetGroupArn=arn)["TargetHealthDescriptions"]} for arn in arns}
+        health = {arn: elb.describe_target_health(TargetGroupArn=arn)["TargetHealthDescriptions"] for arn in arns}
+        return {arn: {description["Target"]["Id"] for description in found} for arn, found in health.items()}
 
     # --- What must hold; each raises an AssertionError ---
 

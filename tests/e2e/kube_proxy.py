@@ -26,14 +26,22 @@ class KubeProxy:
         self._upstream = urlsplit(url)
         self._client = ssl.create_default_context(cafile=str(files.ca_certificate))
         self._client.load_cert_chain(files.admin_certificate, files.admin_key)
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         # The cluster's own, which is there once kops has made its authority.
-        context.load_cert_chain(files.cluster_certificate, files.cluster_key)
-        self._server = make_server("127.0.0.1", 0, self._serve, threaded=True, ssl_context=context, request_handler=_Quiet)
-        self.url = f"https://127.0.0.1:{self._server.server_port}"
+        self._context.load_cert_chain(files.cluster_certificate, files.cluster_key)
+        self._server = self._port = None
+        self.start()
+        self.url = f"https://127.0.0.1:{self._port}"
+
+    def start(self) -> None:
+        """Listens, always at the same address."""
+        arguments = {"threaded": True, "ssl_context": self._context, "request_handler": _Quiet}
+        self._server = make_server("127.0.0.1", self._port or 0, self._serve, **arguments)
+        self._port = self._server.server_port
         threading.Thread(target=self._server.serve_forever, name="kube proxy", daemon=True).start()
 
     def stop(self) -> None:
+        """Refuses connections from now on."""
         self._server.shutdown()
         self._server.server_close()
 

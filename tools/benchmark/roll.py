@@ -40,16 +40,15 @@ class Side:
     def prepare(self):
         self.cluster = Cluster(self.stack, web=2 * GENERAL, queue=BATCH)
         (self.tree / "kopsline.yaml").write_text(cluster.configured(self.cluster.url))
-        manifest = cluster.manifest(GENERAL, BATCH, SURGE)
-        self.apply(manifest)
+        self.apply(cluster.Machines())
         eventually(self.cluster.check_joined)
         self.cluster.deploy()
         # kops would fail on it.
         self.cluster.relent()
-        self.apply(manifest.replace("t3.medium", "t3.large").replace("m6i.large", "m6i.xlarge").replace("c6i.xlarge", "c6i.2xlarge"))
+        self.apply(cluster.Machines("t3.large", "m6i.xlarge", "c6i.2xlarge"))
 
-    def apply(self, manifest):
-        path = self.tree / "cluster.yaml"
+    def apply(self, machines):
+        path, manifest = self.tree / "cluster.yaml", cluster.manifest(machines, GENERAL, BATCH, SURGE)
         path.write_text(manifest.replace("https://kops-files.example.com", self.stack.places["files_url"]))
         self.kops("replace", "--force", "-f", str(path), _STORE)
         self.kops("update", "cluster", "--name", NAME, _STORE, "--yes", "--create-kube-config=false")
@@ -84,11 +83,12 @@ def _well(done):
 def roll(table, rounds):
     os.environ.setdefault("KOPSLINE", str(ROOT / "target/kopsline"))
     instances = 3 + GENERAL + BATCH
-    say(f"roll: {rounds} times {instances} instances of a cluster with a Kubernetes API, drained and replaced by Kopsline and by kops, in turns;")
+    say(f"roll: {rounds} times {instances} instances with a Kubernetes API, drained and replaced by Kopsline and by kops;")
     say("      what takes long is waiting for drains and intervals, some five minutes on each side")
     # kops names its users after the one who runs it.
     pairs = [tuple(_side(user) for user in (cluster.USER, "kubecfg-")) for _ in range(rounds)]
-    table.heading(f"rolling update of 3 control planes and {GENERAL + BATCH} nodes with drains (medians of {rounds}; the same settings, the same end)")
+    nodes = GENERAL + BATCH
+    table.heading(f"roll with drains of 3 control planes and {nodes} nodes (medians of {rounds}; same settings, same end)")
     table.compare("wall time", [(ours[0], theirs[0]) for ours, theirs in pairs], goal="at most 1.00")
     for number, what in ((1, "AWS calls"), (2, "Kubernetes calls")):
         table.compare(what, [(ours[number], theirs[number]) for ours, theirs in pairs], unit=lambda calls: f"{calls:.0f}")
