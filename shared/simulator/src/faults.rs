@@ -34,6 +34,27 @@ pub struct Faults {
 }
 
 impl Faults {
+    /// A bad day, such as a rehearsal shows: calls fail now and then, the host is killed and doubled, instances die, nodes
+    /// fall sick, the API goes away, and what is seen may be old.
+    pub fn of_a_bad_day() -> Self {
+        Self {
+            refused: 25,
+            answer_lost: 40,
+            throttled: 60,
+            kill: 40,
+            duplicate: 60,
+            death: 40,
+            vanish: 120,
+            sickness: 30,
+            growth: 120,
+            outage: 60,
+            expiry: 120,
+            never_joins: 0,
+            stale: 12,
+            blind: 40,
+        }
+    }
+
     /// Faults that strike as time passes, not as calls are made.
     pub(crate) fn strike_by_time(&self) -> bool {
         [self.death, self.vanish, self.sickness, self.growth, self.outage, self.expiry].iter().any(|times| *times > 0)

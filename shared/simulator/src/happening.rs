@@ -1,6 +1,6 @@
 //! What happened in a world, for people.
 
-use kopsline_rolling::{Command, CommandError};
+use kopsline_rolling::{Command, CommandError, RollEvent};
 
 use crate::world::Moment;
 
@@ -27,6 +27,8 @@ pub enum What {
     },
     /// The host stored a checkpoint.
     Stored,
+    /// The planner told something, which was stored with a checkpoint.
+    Told(RollEvent),
     /// The host was killed.
     Killed,
     /// The host found that another one had stored a checkpoint.

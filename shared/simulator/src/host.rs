@@ -14,7 +14,7 @@ use kopsline_rolling::{
 
 use crate::faults::Faults;
 use crate::happening::What;
-use crate::monitor::{Monitor, Rule, View, Violation};
+use crate::monitor::{Monitor, Rule, Said, View, Violation};
 use crate::person::{Person, Wishes};
 use crate::random::Random;
 use crate::world::{Moment, World};
@@ -235,6 +235,7 @@ impl<'a> Host<'a> {
                 continue;
             };
             if processes.len() == 1 && self.world.faulty() && self.random.once_in(self.world.faults.duplicate) {
+                self.world.struck += 1;
                 processes.push(self.process());
             }
             let Some(process) = processes.get_mut(place) else { return };
@@ -386,6 +387,7 @@ impl<'a> Host<'a> {
     fn effect(&mut self) -> (bool, bool) {
         self.effects += 1;
         let struck = self.world.faulty() && self.random.once_in(self.world.faults.kill);
+        self.world.struck += u64::from(struck);
         let first = struck && self.random.once_in(2);
         (self.drive.kill == Kill::Before(self.effects) || first, self.drive.kill == Kill::After(self.effects) || (struck && !first))
     }
@@ -408,6 +410,11 @@ impl<'a> Host<'a> {
             }
             die_after = after;
         }
+        if self.world.happenings.is_some() {
+            for event in &events {
+                self.world.note(What::Told(event.clone()));
+            }
+        }
         if self.watches()
             && let Some(saved) = &process.saved
         {
@@ -415,7 +422,10 @@ impl<'a> Host<'a> {
                 self.monitor.observed(view);
                 process.looks = false;
             }
-            self.monitor.decided(self.world.now(), before.as_deref(), &saved.state, &events, &process.control);
+            if let Some((view, _)) = &process.seen {
+                let said = Said { events: &events, control: &process.control };
+                self.monitor.decided(&self.world, view, before.as_deref(), &saved.state, said);
+            }
         }
         if die_after {
             return Next::Killed;

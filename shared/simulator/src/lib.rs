@@ -23,11 +23,11 @@ pub use case::{Case, Mix};
 pub use faults::Faults;
 pub use happening::{Happening, What};
 pub use host::{Drive, Flaw, Kill, Planner, Real, Rolled, roll};
-pub use monitor::{Monitor, Rule, View, Violation};
+pub use monitor::{Monitor, Rule, Said, View, Violation};
 pub use person::Wishes;
 pub use random::Random;
 pub use reading::{Ailment, Reading, Seen};
-pub use scenario::{Rehearsal, Rehearsed};
+pub use scenario::{Chance, Rehearsed, rehearse};
 pub use transcript::transcript;
 pub use world::{
     Allowance, Balancer, Budget, BudgetPlan, Effect, Executed, Group, GroupPlan, Instance, Kind, Life, Limit, Moment, Node, Observed, Pace,

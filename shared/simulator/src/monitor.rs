@@ -90,6 +90,15 @@ pub struct View {
     pub silent: Option<&'static str>,
 }
 
+/// What came with a decision.
+#[derive(Debug, Clone, Copy)]
+pub struct Said<'a> {
+    /// What is recorded.
+    pub events: &'a [RollEvent],
+    /// What people wanted.
+    pub control: &'a Control,
+}
+
 /// What a group looked like when the roll began.
 #[derive(Debug, Clone)]
 struct Start {
@@ -138,6 +147,8 @@ pub struct Monitor {
     taken: BTreeMap<InstanceId, Taken>,
     /// Instances that something was done to, and that were not given back since.
     begun: BTreeSet<InstanceId>,
+    /// Instances that were gone by themselves when they were to be terminated.
+    found_dead: BTreeSet<InstanceId>,
     last_turn: Option<(Role, String)>,
     /// Observations since the last removal, the newest last.
     views: Vec<View>,
@@ -186,6 +197,7 @@ impl Monitor {
             forced: BTreeSet::new(),
             taken: BTreeMap::new(),
             begun: BTreeSet::new(),
+            found_dead: BTreeSet::new(),
             last_turn: None,
             views: Vec::new(),
             removals: BTreeMap::new(),
@@ -205,7 +217,10 @@ impl Monitor {
     }
 
     /// A decision is about to be followed: its state is stored, and its events are recorded with it.
-    pub fn decided(&mut self, now: Moment, before: Option<&RollState>, after: &RollState, events: &[RollEvent], control: &Control) {
+    pub fn decided(&mut self, world: &World, view: &View, before: Option<&RollState>, after: &RollState, decided: Said<'_>) {
+        let (now, Said { events, control }) = (world.now(), decided);
+        self.cordoned_before(world, view, after);
+        self.find_dead(world, after);
         self.told.extend(events.iter().filter_map(|event| match &event.what {
             kopsline_rolling::What::Effect { effect } => Some(effect.clone()),
             _ => None,
@@ -219,9 +234,52 @@ impl Monitor {
             instances.filter(|instance| instance.phase != InstancePhase::Waiting).map(|instance| instance.id.clone()).collect()
         };
         let before = before.map(begun).unwrap_or_default();
-        let started = |instance: &&InstanceRoll| instance.phase.is_in_flight() && !before.contains(&instance.id);
+        // That an instance is gone after all was learnt, not decided: a termination is decided before.
+        let decided = |phase: &InstancePhase| phase.is_in_flight() && *phase != InstancePhase::Terminated;
+        let started = |instance: &&InstanceRoll| decided(&instance.phase) && !before.contains(&instance.id);
         if let Some(new) = after.groups.iter().flat_map(|group| &group.instances).find(started) {
             self.broken(Rule::Paused, now, format!("{} is started in spite of {control:?}", new.id));
+        }
+    }
+
+    /// What was to be terminated may have died before, and counts as replaced then.
+    fn find_dead(&mut self, world: &World, after: &RollState) {
+        for group in after.groups.iter().filter(|group| group.first_alone) {
+            let had_its_turn = |instance: &&InstanceRoll| matches!(instance.phase, InstancePhase::Terminated | InstancePhase::Done);
+            // The first two are all that matters.
+            for instance in group.instances.iter().filter(had_its_turn).take(2) {
+                let dead = world.instance(&instance.id).filter(|id| !world.instances[*id].alive());
+                self.found_dead.extend(dead.filter(|id| !self.taken.contains_key(id)));
+            }
+        }
+    }
+
+    /// What was cordoned before the roll cannot be seen to be taken by its cordon, and may need no call at all before its
+    /// termination: what counts is when its turn was decided on, and whether it was put off.
+    fn cordoned_before(&mut self, world: &World, view: &View, after: &RollState) {
+        let cordoned: BTreeMap<&str, InstanceId> = self
+            .before
+            .cordoned
+            .iter()
+            .map(|node| world.nodes[*node].instance)
+            .filter(|id| world.instances[*id].alive())
+            .map(|id| (world.instances[id].id.as_str(), id))
+            .collect();
+        if cordoned.is_empty() {
+            return;
+        }
+        for group in &after.groups {
+            for instance in &group.instances {
+                let Some(&id) = cordoned.get(instance.id.as_str()).filter(|_| !self.warm.contains(&instance.id)) else { continue };
+                let drains = instance.phase.is_draining() || matches!(instance.phase, InstancePhase::Terminating { .. });
+                if drains && self.selected.contains(&instance.id) && self.begun.insert(id) {
+                    self.starting(world, id, &group.name, view, false);
+                    self.take(world, id, view);
+                } else if instance.phase == InstancePhase::Waiting && self.taken.get(&id).is_some_and(|taken| taken.terminated.is_none()) {
+                    self.begun.remove(&id);
+                    self.taken.remove(&id);
+                }
+            }
         }
     }
 
@@ -551,8 +609,11 @@ impl Monitor {
             same_group += usize::from(group.name == name);
             same_role += usize::from(group.role == start.role);
         }
+        let taken: BTreeSet<InstanceId> = self.taken.keys().copied().collect();
         let of_group = |other: &&InstanceId| **other != id && self.group_of(world, **other) == name;
-        let earlier = if start.first_alone && same_group > 0 { self.taken.keys().filter(of_group).count() } else { 0 };
+        // What came in the place of one that was gone when its turn came proves the configuration too.
+        let earlier = || self.taken.keys().chain(self.found_dead.difference(&taken)).filter(of_group).count();
+        let earlier = if start.first_alone && same_group > 0 { earlier() } else { 0 };
         if same_group >= start.allowed {
             self.broken(Rule::Interval, now, format!("{} of {name} in hand at once, {} allowed", same_group + 1, start.allowed));
         }
@@ -572,7 +633,14 @@ impl Monitor {
         let touched: BTreeSet<&str> = self.taken.keys().map(|taken| world.instances[*taken].id.as_str()).collect();
         // Where nothing is validated, only the cloud's word counts; but for the control plane.
         let cloud_alone = !self.validates() && start.role != Role::ControlPlane;
-        let serves = |seen: &Seen<'_>| if cloud_alone { seen.in_service } else { seen.serves };
+        // Where nobody waits for the cloud to call a replacement in service, a ready node is one, as in kOps' validation: the
+        // cloud's word may be old.
+        let cluster_alone = !self.options.wait_for_replacement && start.role != Role::ControlPlane;
+        let serves = |seen: &Seen<'_>| match (cloud_alone, cluster_alone) {
+            (true, _) => seen.in_service,
+            (false, true) => seen.ready,
+            (false, false) => seen.serves,
+        };
         let served = reading.instances.get(own).is_some_and(serves);
         let serving = |role: Option<Role>, detached: bool| {
             let counts = |(other, seen): &(&&str, &Seen<'_>)| {

@@ -1,7 +1,7 @@
 //! What people want of a roll: answers, pauses, an abort.
 
 use jiff::SignedDuration;
-use kopsline_rolling::{Answer, Choice, Control, Question, RollState};
+use kopsline_rolling::{About, Answer, Choice, Control, Question, RollState};
 
 use crate::monitor::Monitor;
 use crate::random::Random;
@@ -14,6 +14,8 @@ pub struct Wishes {
     pub approves: bool,
     /// How long the approval takes.
     pub approval_takes: SignedDuration,
+    /// Whoever is asked whether to go on says yes, and leaves a stuck drain to its deadline. Else answers are by chance.
+    pub agrees: bool,
     /// How long an answer to a question takes.
     pub answer_takes: SignedDuration,
     /// From when, and for how long, the roll is paused.
@@ -43,7 +45,8 @@ impl Person {
         for question in state.into_iter().flat_map(|state| &state.questions) {
             let asked = Moment::at(question.asked);
             let due = now.since(asked) >= self.wishes.answer_takes;
-            if due && !self.answers.iter().any(|answer| answer.question == question.id) {
+            let silent = self.wishes.agrees && matches!(question.about, About::StuckDrain { .. });
+            if due && !silent && !self.answers.iter().any(|answer| answer.question == question.id) {
                 let choice = self.choice(question);
                 monitor.answered(question, choice);
                 self.answers.push(Answer { question: question.id.clone(), choice, by: "somebody".to_owned() });
@@ -64,6 +67,9 @@ impl Person {
 
     /// Always the same answer to the same question; the longer it takes to ask again, the less patient.
     fn choice(&self, question: &Question) -> Choice {
+        if self.wishes.agrees {
+            return Choice::Continue;
+        }
         let number = question.id.bytes().fold(0_u64, |sum, byte| sum.wrapping_mul(31).wrapping_add(u64::from(byte)));
         let choices = question.choices();
         *Random::of(self.seed, number).pick(choices).unwrap_or(&Choice::Continue)

@@ -20,6 +20,8 @@ pub struct Seen<'a> {
     pub in_service: bool,
     /// Whether it does its work: in service, and its node is ready where there is a cluster.
     pub serves: bool,
+    /// Whether its node is ready, whatever the cloud says; without a cluster, whether it is in service.
+    pub ready: bool,
     /// The name of its node.
     pub node: Option<&'a str>,
 }
@@ -92,6 +94,7 @@ impl<'a> Reading<'a> {
                         warm,
                         in_service,
                         serves: in_service && serves(&member.id, group.role),
+                        ready: if cluster { serves(&member.id, group.role) } else { in_service },
                         node: nodes.get(member.id.as_str()).map(|node| node.name.as_str()),
                     };
                     reading.instances.insert(&member.id, seen);
@@ -116,6 +119,7 @@ impl<'a> Reading<'a> {
                 warm: false,
                 in_service: instance.state == "running",
                 serves: instance.state == "running" && serves(&instance.id, group.role),
+                ready: if cluster { serves(&instance.id, group.role) } else { instance.state == "running" },
                 node: nodes.get(instance.id.as_str()).map(|node| node.name.as_str()),
             };
             reading.instances.insert(&instance.id, seen);

@@ -3,36 +3,42 @@
 use std::collections::BTreeMap;
 
 use jiff::SignedDuration;
-use kopsline_rolling::{ClusterFacts, Instance, Inventory, Manager, Outcome, PodFacts, RollOptions, RollState, Status, Summary};
+use kopsline_rolling::{
+    ClusterFacts, History, Instance, Inventory, Manager, Outcome, PodFacts, RollEvent, RollOptions, RollState, Status, Summary,
+    What as Told,
+};
 
 use crate::arena::{InstanceId, NodeId, WorkloadId};
 use crate::faults::Faults;
+use crate::happening::{Happening, What};
 use crate::host::{Drive, Real, roll};
 use crate::monitor::Violation;
 use crate::person::Wishes;
-use crate::transcript::transcript;
+use crate::transcript::clock;
 use crate::world::{GroupPlan, Kind, Limit, Moment, Pace, Template, WorkloadPlan, World};
 
-/// How a real cluster is rolled in simulation.
-#[derive(Debug, Clone, Default)]
-pub struct Rehearsal {
-    /// What everything by chance depends on.
+/// How long whoever is asked takes to answer.
+const ANSWER: SignedDuration = SignedDuration::from_mins(1);
+/// How many pods a kubelet takes unless it is told otherwise; kOps leaves that so.
+const PODS_OF_A_NODE: usize = 110;
+
+/// By what chance a rehearsal goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Chance {
+    /// What everything by chance depends on: the same seed gives the same rehearsal.
     pub seed: u64,
-    /// How to roll.
-    pub options: RollOptions,
-    /// What people want.
-    pub wishes: Wishes,
-    /// How long things take.
-    pub pace: Pace,
-    /// What goes wrong.
-    pub faults: Faults,
+    /// Whether things go wrong, as in [`Faults::of_a_bad_day`].
+    pub faults: bool,
 }
 
-/// How a rehearsal went.
+/// How a rehearsal went. Its text is a transcript: a line for each thing that happened, with the simulated time since the
+/// beginning, and how the roll ended.
 #[derive(Debug, Clone)]
 pub struct Rehearsed {
-    /// What happened, a line each.
-    pub transcript: String,
+    /// By what chance.
+    pub chance: Chance,
+    /// What happened, in its order: to the cloud, to the cluster, to the host, and what the roll told of it.
+    pub happenings: Vec<Happening>,
     /// How the roll ended; none if it could not begin or did not end.
     pub outcome: Option<Outcome>,
     /// How far it came.
@@ -43,29 +49,93 @@ pub struct Rehearsed {
     pub violations: Vec<Violation>,
 }
 
-impl Rehearsal {
-    /// Rolls a cluster as it was seen, in simulation. Without facts of its Kubernetes API it is rolled as under `cloudonly`.
-    pub fn of(&self, inventory: &Inventory, facts: Option<&ClusterFacts>) -> Rehearsed {
-        let mut world = World::of(inventory, facts, self.seed);
-        (world.pace, world.faults, world.happenings) = (self.pace, self.faults, Some(Vec::new()));
-        let options = RollOptions { cloudonly: self.options.cloudonly || facts.is_none(), ..self.options.clone() };
-        let drive = Drive { options, wishes: self.wishes, reads_back: 1, ..Drive::default() };
-        let rolled = roll(world, &drive, &mut Real);
-        let ended = |state: &RollState| state.outcome.is_final().then(|| state.outcome.clone());
-        Rehearsed {
-            transcript: transcript(rolled.world.happenings.as_deref().unwrap_or_default()),
-            outcome: rolled.state.as_ref().and_then(ended),
-            summary: rolled.state.as_ref().map(RollState::summary).unwrap_or_default(),
-            took: rolled.world.now().since(Moment::default()),
-            violations: rolled.violations,
+/// Rolls a cluster as it was seen, in simulated time; nothing real is touched.
+///
+/// The cluster becomes a [`World`]: its groups with their sizes, settings and suspended processes, its instances, nodes,
+/// pods, workloads and budgets. The planner rolls it as it would roll the real one, while a monitor checks the promises.
+/// Without `facts`, or with `cloudonly`, there is no Kubernetes API. How long instances take to come, and pods to go, is
+/// what `history` knows of earlier rolls, and what is usual otherwise. Whoever is asked whether to go on says yes; a stuck
+/// drain is left to its deadline.
+pub fn rehearse(
+    inventory: &Inventory,
+    facts: Option<&ClusterFacts>,
+    options: &RollOptions,
+    history: &History,
+    chance: Chance,
+) -> Rehearsed {
+    let facts = facts.filter(|_| !options.cloudonly);
+    let mut world = World::of(inventory, facts, history, chance.seed);
+    world.happenings = Some(Vec::new());
+    if chance.faults {
+        world.faults = Faults::of_a_bad_day();
+    }
+    let options = RollOptions { cloudonly: facts.is_none(), ..options.clone() };
+    let wishes = Wishes { agrees: true, answer_takes: ANSWER, ..Wishes::default() };
+    let rolled = roll(world, &Drive { options, wishes, ..Drive::default() }, &mut Real);
+    let ended = |state: &RollState| state.outcome.is_final().then(|| state.outcome.clone());
+    Rehearsed {
+        chance,
+        outcome: rolled.state.as_ref().and_then(ended),
+        summary: rolled.state.as_ref().map(RollState::summary).unwrap_or_default(),
+        took: rolled.world.now().since(Moment::default()),
+        violations: rolled.violations,
+        happenings: rolled.world.happenings.unwrap_or_default(),
+    }
+}
+
+impl Rehearsed {
+    /// What the roll told, as a real one tells it. Simulated time begins with 1970.
+    pub fn events(&self) -> impl Iterator<Item = &RollEvent> {
+        self.happenings.iter().filter_map(|happening| match &happening.what {
+            What::Told(event) => Some(event),
+            _ => None,
+        })
+    }
+}
+
+impl std::fmt::Display for Rehearsed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Chance { seed, faults } = self.chance;
+        let luck = if faults { "things go wrong" } else { "all goes well" };
+        writeln!(f, "simulated, and nothing real is touched: seed {seed}, {luck}")?;
+        let mut waited = None;
+        for Happening { at, what } in &self.happenings {
+            let is_said_otherwise = match what {
+                // A roll that polls says the same again and again.
+                What::Waits(reason) => waited.replace(reason) == Some(reason),
+                What::Stored | What::Ended(_) => true,
+                // What is done is told with its result, and a look at the cluster by what is waited for.
+                What::Told(RollEvent { what, .. }) => matches!(
+                    what,
+                    Told::Effect { .. } | Told::Refused { .. } | Told::ValidationPassed { .. } | Told::ValidationFailed { .. }
+                ),
+                _ => false,
+            };
+            if !is_said_otherwise {
+                writeln!(f, "{} {what}", clock(*at))?;
+            }
         }
+        let end = match &self.outcome {
+            Some(Outcome::Done { .. }) => "done",
+            Some(Outcome::Failed { .. }) => "failed",
+            Some(Outcome::Aborted { .. }) => "aborted",
+            Some(Outcome::Running | Outcome::Unwinding { .. }) | None => "not ended",
+        };
+        writeln!(f, "{end} after {} of simulated time: {}", clock(Moment::default().after(self.took)).trim_start(), self.summary)?;
+        for violation in &self.violations {
+            writeln!(f, "A PROMISE WAS BROKEN, which is a defect of Kopsline: {violation}")?;
+        }
+        Ok(())
     }
 }
 
 impl World {
-    /// A world like a cluster that was seen.
-    pub fn of(inventory: &Inventory, facts: Option<&ClusterFacts>, seed: u64) -> Self {
+    /// A world like a cluster that was seen, where things take as long as in earlier rolls.
+    pub fn of(inventory: &Inventory, facts: Option<&ClusterFacts>, history: &History, seed: u64) -> Self {
         let mut world = Self::new(&inventory.cluster.name, seed);
+        world.capacity = facts.map_or(0, most_pods).max(PODS_OF_A_NODE);
+        // Neighbours do not take exactly as long as each other.
+        world.pace.jitter = SignedDuration::from_secs(10);
         world.spec.rolling_update = inventory.cluster.rolling_update.clone();
         world.kubernetes = facts.is_some();
         let nodes: BTreeMap<&str, &str> =
@@ -78,6 +148,10 @@ impl World {
                 ..GroupPlan::new(group.spec.clone(), 0, 0)
             };
             let id = world.add_group(plan);
+            let Pace { notice, join, ready, .. } = world.pace;
+            let rest = [notice, join, ready].into_iter().fold(SignedDuration::ZERO, SignedDuration::saturating_add);
+            let boot = history.usual_replacement(&spec.name).saturating_sub(rest);
+            world.groups[id].boot = Some(boot.max(SignedDuration::from_secs(1)));
             let mut zones: Vec<String> = group.instances().map(|instance| instance.zone.clone()).collect();
             zones.sort();
             zones.dedup();
@@ -95,7 +169,7 @@ impl World {
             }
         }
         if let Some(facts) = facts {
-            world.take_over(facts);
+            world.take_over(facts, history);
         }
         world
     }
@@ -113,7 +187,9 @@ impl World {
     }
 
     /// Nodes as they are marked, workloads with their pods where they run, budgets.
-    fn take_over(&mut self, facts: &ClusterFacts) {
+    fn take_over(&mut self, facts: &ClusterFacts, history: &History) {
+        // A drain takes as long as its slowest pod. Workloads belong to no group, so that it is that of all groups.
+        let grace = history.usual_drain("");
         let mut nodes: BTreeMap<&str, NodeId> = BTreeMap::new();
         for seen in &facts.nodes {
             let Some(id) = self.node(&seen.name) else { continue };
@@ -134,6 +210,7 @@ impl World {
                 namespace: namespace.to_owned(),
                 priority: first.priority_class.clone(),
                 local_storage: first.local_storage,
+                grace,
                 ..WorkloadPlan::new(kind, name, u32::try_from(pods.len()).unwrap_or(u32::MAX))
             };
             let id = self.add_seen_workload(plan, first.labels.clone());
@@ -151,6 +228,15 @@ impl World {
             }
         }
     }
+}
+
+/// How many pods the fullest node has.
+fn most_pods(facts: &ClusterFacts) -> usize {
+    let mut nodes: BTreeMap<&str, usize> = BTreeMap::new();
+    for pod in facts.pods.iter().filter(|pod| !pod.node.is_empty()) {
+        *nodes.entry(&pod.node).or_default() += 1;
+    }
+    nodes.into_values().max().unwrap_or(0)
 }
 
 /// The kind and name of what controls a pod.

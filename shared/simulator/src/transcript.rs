@@ -19,7 +19,7 @@ pub fn transcript(happenings: &[Happening]) -> String {
             }
             waited = Some(reason.clone());
         }
-        if *what == What::Stored {
+        if matches!(what, What::Stored | What::Told(_)) {
             continue;
         }
         let _ = writeln!(text, "{} {what}", clock(*at));
@@ -27,7 +27,7 @@ pub fn transcript(happenings: &[Happening]) -> String {
     text
 }
 
-fn clock(at: Moment) -> String {
+pub(crate) fn clock(at: Moment) -> String {
     let seconds = at.since(Moment::default()).as_secs();
     format!("{:>3}:{:02}:{:02}", seconds / 3600, seconds / 60 % 60, seconds % 60)
 }
@@ -47,6 +47,7 @@ impl std::fmt::Display for What {
                 }
             }
             Self::Stored => f.write_str("host: stored"),
+            Self::Told(event) => event.fmt(f),
             Self::Killed => f.write_str("host: KILLED"),
             Self::Conflict => f.write_str("host: another one was first"),
             Self::Unobserved(why) => write!(f, "host: sees nothing: {why}"),

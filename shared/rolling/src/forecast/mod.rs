@@ -192,6 +192,16 @@ impl History {
         }
     }
 
+    /// How long the drain of an instance of a group usually takes.
+    pub fn usual_drain(&self, group: &str) -> SignedDuration {
+        self.usual(group, |times| &times.drains, USUAL_DRAIN)
+    }
+
+    /// How long it usually takes from the end of an instance of a group until another one is in its place.
+    pub fn usual_replacement(&self, group: &str) -> SignedDuration {
+        self.usual(group, |times| &times.joins, USUAL_JOIN)
+    }
+
     /// The median of a group, else of all groups, else what is usual.
     fn usual(&self, group: &str, of: fn(&Times) -> &Vec<SignedDuration>, otherwise: SignedDuration) -> SignedDuration {
         let own = self.groups.get(group).and_then(|times| median(of(times).clone()));
@@ -351,13 +361,10 @@ impl Clock<'_> {
     fn group(&self, group: &GroupRoll, batches: usize, surge: usize) -> SignedDuration {
         let options = self.options;
         let interval = options.interval(group.role);
-        let join = self.history.usual(&group.name, |times| &times.joins, USUAL_JOIN);
+        let join = self.history.usual_replacement(&group.name);
         let drains = !options.cloudonly && group.role != Role::Bastion;
-        let drain = if drains {
-            self.history.usual(&group.name, |times| &times.drains, USUAL_DRAIN).saturating_add(options.post_drain_delay)
-        } else {
-            SignedDuration::ZERO
-        };
+        let drain =
+            if drains { self.history.usual_drain(&group.name).saturating_add(options.post_drain_delay) } else { SignedDuration::ZERO };
         let rechecks = if options.cloudonly { 0 } else { options.validate_count.saturating_sub(1) };
         let waits = options.wait_for_replacement || (!options.cloudonly && options.validate_count > 0);
         let joined = if waits { interval.max(join) } else { interval };

@@ -13,6 +13,7 @@ impl Turn<'_> {
     /// Records what is known by now.
     pub(super) fn absorb(&mut self, group: &mut GroupRoll) {
         let before = group.in_flight();
+        let unwinding = group.phase == GroupPhase::Unwinding;
         let mut completed = 0;
         let mut vanished = false;
         for index in 0..group.instances.len() {
@@ -26,7 +27,9 @@ impl Turn<'_> {
             self.look_at(instance);
             vanished |= self.look_for(&group.name, instance);
             let interval = self.options.interval(group.role);
-            if instance.phase == InstancePhase::Terminated && self.now.duration_since(instance.terminated.unwrap_or(self.now)) >= interval {
+            // Where nothing comes after it there is nothing to pause for.
+            let over = unwinding || self.now.duration_since(instance.terminated.unwrap_or(self.now)) >= interval;
+            if instance.phase == InstancePhase::Terminated && over {
                 instance.phase = InstancePhase::Done;
                 completed += usize::from(instance.origin != Origin::WarmPool);
             }
@@ -77,6 +80,8 @@ impl Turn<'_> {
         let mut vanished = false;
         match instance.phase {
             InstancePhase::Terminating { .. } => self.terminated(group, instance),
+            // It was given back, since it was still seen, or given up; the call was carried out even so.
+            InstancePhase::Waiting | InstancePhase::Failed { .. } if instance.condemned.is_some() => self.terminated(group, instance),
             // It had its turn before, and the call seems to have been carried out.
             InstancePhase::Waiting if instance.started.is_some() && !self.aborting => self.terminated(group, instance),
             // Between its tag and its detachment it may be in neither answer for a moment: it keeps its turn.

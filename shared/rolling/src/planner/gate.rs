@@ -72,7 +72,10 @@ impl Turn<'_> {
             return self.cloudonly_gate(group, gate).map(|()| group.gate.is_none());
         }
         match gate.not_before {
-            Some(not_before) if not_before > self.now => self.wait(not_before, self.pause(group, &gate)),
+            // Whoever looks in between, such as a host that begins again, must find it well too.
+            Some(not_before) if not_before > self.now && (gate.passed == 0 || !self.fresh || self.see(group, &gate).is_well()) => {
+                self.wait(not_before, self.pause(group, &gate));
+            }
             _ if !self.fresh => self.wait(later(self.now, SHORTEST_POLL), WaitReason::News { group: group.name.clone() }),
             _ => self.look(group, gate),
         }

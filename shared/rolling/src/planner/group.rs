@@ -138,7 +138,7 @@ impl Turn<'_> {
         }
         self.condemned.retain(|id| !due.contains(id));
         let limit = group.limit(self.options);
-        let mut down = if waits { self.down(group).ok() } else { Some(0) };
+        let mut down = if waits { self.missing(group, &due) } else { Some(0) };
         let unwell = self.unwell(group);
         let gate = self.gate_again(unwell);
         for instance in group.instances.iter_mut().filter(|instance| due.contains(&instance.id)) {
@@ -164,7 +164,9 @@ impl Turn<'_> {
         let asg = || self.inventory.groups.get(group).map(|cloud| cloud.auto_scaling_group.clone()).unwrap_or_default();
         match &instance.phase {
             InstancePhase::Terminating { not_before, .. } => {
-                let may_be_there = !self.inventory.groups.contains_key(group) || self.is_in_service(&instance.id);
+                // Under cloudonly a detached instance counts for nothing.
+                let seen = if self.options.cloudonly { self.is_in_service(&instance.id) } else { self.is_still_there(&instance.id) };
+                let may_be_there = !self.inventory.groups.contains_key(group) || seen;
                 *not_before <= self.now && instance.origin != Origin::WarmPool && may_be_there
             }
             // A node that was cordoned before is taken by its next call.
@@ -207,6 +209,14 @@ impl Turn<'_> {
         let counts = self.options.validate_count > 0 || !group.instances.iter().any(touched);
         let validates = !self.options.cloudonly && self.options.fail_on_validate_error && counts;
         validates && group.role != Role::Bastion && !self.failures(group).is_empty()
+    }
+
+    /// How many instances a group lacks, those included that are on their way out, but for `others`; `None` where that is
+    /// not known. Detached ones are not missed by the cloud, but they served.
+    fn missing(&self, group: &GroupRoll, others: &HashSet<String>) -> Option<usize> {
+        let leaving = |instance: &&InstanceRoll| instance.is_detached() && instance.phase.is_in_flight() && !others.contains(&instance.id);
+        let detached = if self.options.cloudonly { 0 } else { group.instances.iter().filter(leaving).count() };
+        self.down(group).ok().map(|down| down + detached)
     }
 
     /// Whether a group of which so many are `down` may lose this instance too; `None` where that is not known.
@@ -331,7 +341,7 @@ impl Turn<'_> {
         }
         // kOps does not look here; without a wish to wait, neither does Kopsline.
         let waits = self.options.wait_for_replacement;
-        let mut down = if waits { self.down(group).ok() } else { Some(0) };
+        let mut down = if waits { self.missing(group, &HashSet::new()) } else { Some(0) };
         let unwell = self.unwell(group);
         let mut blocked = unwell || (self.facts.is_err() && !self.options.cloudonly && site.role != Role::Bastion);
         for instance in group.instances.iter_mut().filter(|instance| instance.phase == InstancePhase::Waiting) {

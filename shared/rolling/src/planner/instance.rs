@@ -43,6 +43,7 @@ impl Turn<'_> {
     /// Decides on the instance's termination.
     pub(super) fn terminate(&mut self, site: &Site, instance: &mut InstanceRoll) {
         instance.phase = InstancePhase::Terminating { attempts: 1, not_before: self.now };
+        instance.condemned.get_or_insert(self.now);
         self.condemned.insert(instance.id.clone());
         self.command(&site.name, Some(instance), Action::Terminate { instance: instance.id.clone() });
     }
@@ -60,7 +61,7 @@ impl Turn<'_> {
             InstancePhase::Draining(drain) => return self.drain(site, instance, drain),
             InstancePhase::Settling { since } => return self.settle(site, instance, since),
             // An abort takes back what can be seen not to have happened.
-            InstancePhase::Terminating { .. } if self.aborting && self.fresh && self.is_in_service(&instance.id) => {
+            InstancePhase::Terminating { .. } if self.aborting && self.fresh && self.is_still_there(&instance.id) => {
                 instance.phase = InstancePhase::Waiting;
             }
             InstancePhase::Terminating { attempts, not_before } if not_before <= self.now => {

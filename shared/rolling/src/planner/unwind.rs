@@ -26,6 +26,7 @@ impl Turn<'_> {
         let mut failed = false;
         let mut problems = Vec::new();
         for instance in group.instances.iter_mut().filter(|instance| stopped && instance.is_left()) {
+            self.seen_given_back(instance, call);
             for (action, clear) in give_back(site, instance) {
                 match self.given_back(site, Some(&instance.clone()), call, &action) {
                     Called::Done => clear(&mut instance.held),
@@ -78,6 +79,19 @@ impl Turn<'_> {
         group.call = Some(call);
     }
 
+    /// What was asked for before, without an answer, may be seen to be done. The cloud's lists may be old, so that they prove
+    /// nothing here.
+    fn seen_given_back(&self, instance: &mut InstanceRoll, call: Call) {
+        if call.attempts == 0 || !self.fresh || self.facts.is_err() {
+            return;
+        }
+        let node = instance.node.as_deref().and_then(|node| self.view.node(node));
+        let held = &mut instance.held;
+        held.cordoned &= node.is_some_and(|node| node.unschedulable);
+        held.excluded &= node.is_some_and(|node| node.excluded_from_load_balancers);
+        held.tainted &= node.is_some_and(|node| node.scheduled_for_update);
+    }
+
     fn end_group(&mut self, group: &mut GroupRoll) {
         group.call = None;
         group.finished = Some(self.now);
@@ -93,6 +107,7 @@ impl Turn<'_> {
     /// Gives one instance back, while its group goes on.
     pub(super) fn return_instance(&mut self, site: &Site, instance: &mut InstanceRoll, why: String, mut call: Call) {
         self.withdraw_questions_about(&instance.id);
+        self.seen_given_back(instance, call);
         let mut failed = false;
         for (action, clear) in give_back(site, instance) {
             match self.given_back(site, Some(&instance.clone()), call, &action) {

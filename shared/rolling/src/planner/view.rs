@@ -142,6 +142,11 @@ impl<'a> Turn<'a> {
         self.view.instance(id).is_some_and(|instance| instance.in_service)
     }
 
+    /// Whether the cloud shows the instance as if nobody had terminated it. A detached one is in no group's service.
+    pub(super) fn is_still_there(&self, id: &str) -> bool {
+        self.view.instance(id).is_some_and(|instance| instance.in_service || instance.status == Status::Detached)
+    }
+
     /// What speaks against taking the control-plane member `id` out of service now: another one is weak or missing.
     pub(super) fn weakness(&self, id: &str) -> Option<String> {
         if let Some(member) = self.weak_member(id) {

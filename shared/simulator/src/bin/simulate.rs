@@ -36,9 +36,9 @@ struct Arguments {
     /// Tell of one roll alone, the one of `--seed`.
     #[arg(long)]
     replay: bool,
-    /// Measure what planning costs for clusters of a tenth of so many nodes, and of so many.
-    #[arg(long)]
-    nodes: Option<u32>,
+    /// Measure what planning costs for clusters of so many nodes; smaller ones first, since memory is that of the process.
+    #[arg(long, num_args = 0.., value_delimiter = ',', default_missing_values = ["1000", "3000", "10000"])]
+    nodes: Option<Vec<u32>>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -63,11 +63,23 @@ impl Arguments {
         };
         Mix { kubernetes, faults: self.faults == Faults::On }
     }
+
+    /// The command that tells of one roll alone.
+    fn replays(&self, seed: u64) -> String {
+        let kubernetes = match self.kubernetes {
+            Which::All => " --kubernetes all",
+            Which::Some => "",
+            Which::None => " --kubernetes none",
+        };
+        let faults = if self.faults == Faults::On { "" } else { " --faults off" };
+        format!("cargo run --release -p kopsline-simulator --bin simulate -- --replay --seed {seed}{kubernetes}{faults}")
+    }
 }
 
 #[derive(Debug, Default)]
 struct Totals {
     outcomes: BTreeMap<&'static str, u64>,
+    faults: u64,
     decisions: u64,
     effects: u64,
     processes: u64,
@@ -76,7 +88,7 @@ struct Totals {
 }
 
 impl Totals {
-    fn add(&mut self, seed: u64, rolled: &Rolled) {
+    fn add(&mut self, seed: u64, arguments: &Arguments, rolled: &Rolled) {
         let outcome = match rolled.state.as_ref().map(|state| &state.outcome) {
             Some(Outcome::Done { .. }) => "done",
             Some(Outcome::Failed { .. }) => "failed",
@@ -84,6 +96,7 @@ impl Totals {
             Some(Outcome::Running | Outcome::Unwinding { .. }) | None => "not ended",
         };
         *self.outcomes.entry(outcome).or_default() += 1;
+        self.faults += rolled.world.struck;
         self.decisions += rolled.decisions;
         self.effects += rolled.effects;
         self.processes += rolled.processes;
@@ -94,14 +107,14 @@ impl Totals {
                 *example = seed;
             }
             self.named += 1;
-            println!("seed {seed}: {first}");
+            println!("seed {seed}: {first}\n  {}", arguments.replays(seed));
         }
     }
 }
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    if let Some(nodes) = arguments.nodes {
+    if let Some(nodes) = &arguments.nodes {
         return measure(nodes);
     }
     if arguments.replay {
@@ -119,11 +132,16 @@ fn main() -> ExitCode {
     });
     let totals = totals.into_inner().unwrap_or_default();
     let rolls: u64 = totals.outcomes.values().sum();
-    println!("{rolls} rolls on {threads} threads in {:.0} s ({} a second)", started.elapsed().as_secs_f64(), rate(rolls, started));
+    println!("{rolls} rolls on {threads} threads in {:.0} s, {} a second", started.elapsed().as_secs_f64(), rate(rolls, started));
     let outcomes: Vec<_> = totals.outcomes.iter().map(|(outcome, count)| format!("{count} {outcome}")).collect();
-    println!("{}; {} decisions, {} effects, {} processes", outcomes.join(", "), totals.decisions, totals.effects, totals.processes);
+    println!("{}", outcomes.join(", "));
+    let Totals { faults, decisions, effects, processes, .. } = totals;
+    println!("{faults} faults injected, {effects} effects, {decisions} decisions, {processes} processes");
     for (rule, (count, seed)) in &totals.broken {
-        println!("BROKEN {rule:?}: {count} rolls; tell of one with --replay --seed {seed}");
+        println!("BROKEN {rule:?}: {count} rolls; one of them: {}", arguments.replays(*seed));
+    }
+    if totals.broken.is_empty() {
+        println!("no property is broken");
     }
     if totals.broken.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
@@ -138,7 +156,7 @@ fn work(arguments: &Arguments, next: &AtomicU64, over: &AtomicBool, totals: &Mut
         let seed = arguments.seed.wrapping_add(number);
         let rolled = Case::of(seed, arguments.mix()).roll();
         if let Ok(mut totals) = totals.lock() {
-            totals.add(seed, &rolled);
+            totals.add(seed, arguments, &rolled);
             if totals.named >= arguments.stop_after {
                 over.store(true, Ordering::Relaxed);
             }
@@ -200,22 +218,23 @@ impl Planner for Timed {
     }
 }
 
-fn measure(nodes: u32) -> ExitCode {
+fn measure(sizes: &[u32]) -> ExitCode {
     println!(
-        "{:>7} {:>8} {:>10} {:>14} {:>14} {:>12} {:>12}",
-        "nodes", "pods", "decisions", "a decision", "the longest", "state", "memory"
+        "{:>7} {:>8} {:>10} {:>14} {:>16} {:>14} {:>12} {:>12}",
+        "nodes", "pods", "decisions", "a decision", "per 1,000 nodes", "the longest", "state", "memory"
     );
-    for nodes in [nodes / 10, nodes] {
+    for &nodes in sizes {
         let world = big_world(nodes);
         let pods = world.live_pods().count();
         let drive = Drive { options: RollOptions::default(), measures: Some(MEASURED), ..Drive::default() };
         let mut planner = Timed::default();
         let rolled = roll(world, &drive, &mut planner);
         let state = rolled.state.as_ref().and_then(|state| state.to_json().ok()).map_or(0, |json| json.len());
+        let decision = planner.spent.as_secs_f64() * 1000.0 / f64::from(planner.decisions.max(1));
         println!(
-            "{nodes:>7} {pods:>8} {:>10} {:>11.2} ms {:>11.2} ms {:>9} kB {:>12}",
+            "{nodes:>7} {pods:>8} {:>10} {decision:>11.2} ms {:>13.2} ms {:>11.2} ms {:>9} kB {:>12}",
             planner.decisions,
-            planner.spent.as_secs_f64() * 1000.0 / f64::from(planner.decisions.max(1)),
+            decision * 1000.0 / f64::from(nodes.max(1)),
             planner.longest.as_secs_f64() * 1000.0,
             state / 1000,
             peak_memory()

@@ -89,6 +89,8 @@ pub struct Group {
     pub refuses: BTreeSet<Refused>,
     /// Its instances, those included that are detached, until they are gone and noticed.
     pub instances: Vec<InstanceId>,
+    /// How long its instances boot, if that is known of this group.
+    pub boot: Option<SignedDuration>,
     /// An instance that `AZRebalance` terminates once the one in its place is in service.
     rebalancing: Option<(InstanceId, InstanceId)>,
 }
@@ -177,6 +179,7 @@ impl World {
             suspended,
             refuses,
             instances: Vec::new(),
+            boot: None,
             rebalancing: None,
         });
         let spread = |number: u32| (number % zones.max(1)) as usize;
@@ -198,6 +201,7 @@ impl World {
     }
 
     pub(crate) fn place_instance(&mut self, group: GroupId, id: String, zone: usize, version: u32) -> InstanceId {
+        let name = id.clone();
         let key = self.instances.push(Instance {
             id,
             group,
@@ -215,6 +219,7 @@ impl World {
             balancer: Balancer::Out,
             node: None,
         });
+        self.by_id.insert(name, key);
         self.groups[group].instances.push(key);
         self.unbalanced.insert(group);
         self.changed();
@@ -279,7 +284,8 @@ impl World {
             random.once_in(self.faults.never_joins)
         };
         self.instances[id].joins = !never;
-        let boot = self.takes(self.pace.boot, place(id), 1);
+        self.struck += u64::from(never);
+        let boot = self.takes(self.groups[group].boot.unwrap_or(self.pace.boot), place(id), 1);
         self.later(boot, Event::InService(id));
         self.tell(|world| What::Launched { instance: world.instances[id].id.clone(), group: world.group_name(id) });
         id

@@ -9,8 +9,8 @@ use super::{Event, Life, Moment, World, place};
 use crate::arena::{BudgetId, InstanceId, NodeId, PodId, WorkloadId};
 use crate::happening::What;
 
-/// How many pods a node takes.
-const CAPACITY: usize = 30;
+/// How many pods a node takes unless more were seen on one.
+pub(super) const CAPACITY: usize = 30;
 
 /// A node.
 #[derive(Debug, Clone)]
@@ -552,7 +552,7 @@ impl World {
             let number = (self.cursor + step) % count;
             let Some(&id) = nodes.get(number as usize) else { continue };
             let node = &self.nodes[id];
-            if node.control_plane || node.cordoned || !node.ready || node.pods.len() >= CAPACITY {
+            if node.control_plane || node.cordoned || !node.ready || node.pods.len() >= self.capacity {
                 continue;
             }
             if node.tainted {

@@ -99,7 +99,7 @@ impl World {
         {
             executed.result = Err(CommandError { kind: Refusal::Pending, message: "connections are being drained".to_owned() });
         }
-        if executed.result.is_ok() && self.faulty() && self.random.once_in(self.faults.answer_lost) {
+        if executed.result.is_ok() && self.faulty() && self.strikes(self.faults.answer_lost) {
             executed.result = Err(CommandError { kind: Refusal::Transient, message: "the connection was reset".to_owned() });
         }
         if executed.effect.is_some() {
@@ -122,13 +122,13 @@ impl World {
         if !self.faulty() {
             return Ok(());
         }
-        if self.random.once_in(self.faults.refused) {
+        if self.strikes(self.faults.refused) {
             return passing("InternalError");
         }
         if self.now < self.throttled_until {
             return passing("RequestLimitExceeded");
         }
-        if self.random.once_in(self.faults.throttled) {
+        if self.strikes(self.faults.throttled) {
             self.throttled_until = self.now.after(THROTTLED);
             return passing("RequestLimitExceeded");
         }

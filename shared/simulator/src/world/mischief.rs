@@ -18,31 +18,31 @@ impl World {
             return;
         }
         let faults = self.faults;
-        if self.random.once_in(faults.death)
+        if self.strikes(faults.death)
             && let Some(victim) = self.victim()
         {
             self.tell(|world| What::Died { instance: world.instances[victim].id.clone(), group: world.group_name(victim) });
             self.die(victim, true);
         }
-        if self.random.once_in(faults.vanish)
+        if self.strikes(faults.vanish)
             && let Some(victim) = self.victim()
         {
             self.tell(|world| What::Died { instance: world.instances[victim].id.clone(), group: world.group_name(victim) });
             self.die(victim, false);
         }
-        if self.random.once_in(faults.sickness) && self.kubernetes {
+        if self.strikes(faults.sickness) && self.kubernetes {
             self.sicken();
         }
-        if self.random.once_in(faults.growth) {
+        if self.strikes(faults.growth) {
             self.grow();
         }
-        if self.random.once_in(faults.outage) && self.kubernetes && self.outage_until.is_none() {
+        if self.strikes(faults.outage) && self.kubernetes && self.outage_until.is_none() {
             let length = SignedDuration::from_secs(i64::from(self.random.between(20, 240)));
             self.outage_until = Some(self.now.after(length));
             self.later(length, Event::OutageOver);
             self.tell(|_| What::ApiDown);
         }
-        if self.random.once_in(faults.expiry) && self.kubernetes {
+        if self.strikes(faults.expiry) && self.kubernetes {
             self.certificate_valid = false;
             self.tell(|_| What::CertificateExpired);
         }

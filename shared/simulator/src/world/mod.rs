@@ -10,7 +10,7 @@ mod mischief;
 mod observe;
 
 use std::cmp::Reverse;
-use std::collections::{BTreeSet, BinaryHeap};
+use std::collections::{BTreeSet, BinaryHeap, HashMap};
 use std::sync::Arc;
 
 use jiff::{SignedDuration, Timestamp};
@@ -130,8 +130,12 @@ pub struct World {
     pub faults: Faults,
     /// When faults cease.
     pub faults_end: Moment,
+    /// How many things went wrong so far.
+    pub struck: u64,
     /// How long things take.
     pub pace: Pace,
+    /// How many pods a node takes.
+    pub capacity: usize,
     /// What happened, where it is recorded.
     pub happenings: Option<Vec<Happening>>,
     now: Moment,
@@ -139,6 +143,7 @@ pub struct World {
     random: Random,
     future: BinaryHeap<Reverse<(Moment, u64, Event)>>,
     events: u64,
+    by_id: HashMap<String, InstanceId>,
     live_pods: BTreeSet<PodId>,
     live_nodes: BTreeSet<NodeId>,
     pending: Vec<PodId>,
@@ -168,13 +173,16 @@ impl World {
             kubernetes: false,
             faults: Faults::default(),
             faults_end: Moment::default().after(SignedDuration::from_hours(2)),
+            struck: 0,
             pace: Pace::default(),
+            capacity: cluster::CAPACITY,
             happenings: None,
             now: Moment::default(),
             seed,
             random: Random::new(seed),
             future: BinaryHeap::new(),
             events: 0,
+            by_id: HashMap::new(),
             live_pods: BTreeSet::new(),
             live_nodes: BTreeSet::new(),
             pending: Vec::new(),
@@ -232,6 +240,13 @@ impl World {
     /// Lets so much time pass.
     pub fn advance(&mut self, by: SignedDuration) {
         self.advance_to(self.now.after(by));
+    }
+
+    /// Whether a fault that strikes once in so many chances strikes now.
+    fn strikes(&mut self, times: u32) -> bool {
+        let struck = self.random.once_in(times);
+        self.struck += u64::from(struck);
+        struck
     }
 
     fn later(&mut self, by: SignedDuration, event: Event) {
@@ -315,8 +330,7 @@ impl World {
 
     /// The instance with this id.
     pub fn instance(&self, id: &str) -> Option<InstanceId> {
-        // Commands name young instances more often than old ones.
-        self.instances.iter().rev().find(|(_, instance)| instance.id == id).map(|(key, _)| key)
+        self.by_id.get(id).copied()
     }
 
     /// The node with this name, unless it was removed.

@@ -29,7 +29,7 @@ impl World {
     /// Answers as the APIs do, after what goes wrong on the way.
     pub fn observe(&mut self) -> Result<Observed, Unobserved> {
         let faulty = self.faulty();
-        if faulty && self.random.once_in(self.faults.blind) {
+        if faulty && self.strikes(self.faults.blind) {
             return Err(Unobserved);
         }
         let silent = self.silent();
@@ -43,7 +43,7 @@ impl World {
             && faulty
             && self.faults.stale > 0
             && !Arc::ptr_eq(&before, &raw)
-            && self.random.once_in(self.faults.stale)
+            && self.strikes(self.faults.stale)
         {
             let (groups, instances) = (before.groups.clone(), before.instances.clone());
             raw = Arc::new(RawInventory { groups, instances, ..RawInventory::clone(&raw) });
