@@ -1,4 +1,5 @@
 //! What holds for every roll, whatever the cluster, the settings and the faults.
+#![allow(clippy::panic, clippy::indexing_slicing, reason = "clippy allows them in test functions, not in their helpers")]
 
 use kopsline_rolling::Outcome;
 use kopsline_simulator::{Case, Kill, Mix, Rolled, transcript};
