@@ -244,7 +244,7 @@ impl Monitor {
 
     /// What was to be terminated may have died before, and counts as replaced then.
     fn find_dead(&mut self, world: &World, after: &RollState) {
-        for group in after.groups.iter().filter(|group| group.first_alone) {
+        for group in &after.groups {
             let had_its_turn = |instance: &&InstanceRoll| matches!(instance.phase, InstancePhase::Terminated | InstancePhase::Done);
             // The first two are all that matters.
             for instance in group.instances.iter().filter(had_its_turn).take(2) {
@@ -443,10 +443,10 @@ impl Monitor {
         }
     }
 
-    /// Whether the group has lost an instance to the roll, or one in the middle of its drain.
+    /// Whether the group has lost an instance to the roll, or one whose turn had come.
     fn has_lost(&self, world: &World, group: &str) -> bool {
         let died = |id: &InstanceId| !world.instances[*id].alive() && group_of(world, *id) == group;
-        self.removals.contains_key(group) || self.begun.iter().any(died)
+        self.removals.contains_key(group) || self.begun.iter().chain(&self.found_dead).chain(self.taken.keys()).any(died)
     }
 
     fn check_health(&mut self, world: &World, name: &str, group: &str, view: &View) {
