@@ -4,6 +4,7 @@ mod checkpoints;
 mod desk;
 mod hold;
 
+use std::io::IsTerminal as _;
 use std::path::PathBuf;
 
 use anyhow::{Context as _, bail};
@@ -316,7 +317,7 @@ fn options(config: &ClusterConfig, args: &Args) -> RollOptions {
         force: settings.force || args.force,
         cloudonly: settings.cloudonly || args.cloudonly,
         interactive: args.interactive,
-        on_stuck_drain: on_stuck_drain.or(settings.on_stuck_drain),
+        on_stuck_drain: on_stuck_drain.or(settings.on_stuck_drain).or_else(|| std::io::stdin().is_terminal().then_some(StuckDrain::Ask)),
         ..settings
     }
 }

@@ -16,7 +16,7 @@ use kopsline_core::lock::WORKING_LEASE;
 use kopsline_core::{Failure, Phase, Run, RunId};
 use kopsline_kube::{AccessOptions, KubeClient};
 use kopsline_lambda::{Deadline, clients, serve, telemetry};
-use kopsline_rolling::{ClusterSpec, Role, RollOptions};
+use kopsline_rolling::{ClusterSpec, Role, RollOptions, StuckDrain};
 use kopsline_state::{ClusterState, LockFile, Runs, Stores};
 use serde::{Deserialize, Serialize};
 
@@ -124,6 +124,10 @@ impl Roll {
 /// The cluster's settings as the planner takes them; `None` when the phase concerns none of the wanted roles.
 fn options(run: &Run, phase: Phase) -> Result<Option<RollOptions>, Failure> {
     let mut options = kopsline_roller::options(&run.cluster.rolling_update);
+    // Whoever approved the roll by hand can be asked in the middle of it, too.
+    if options.on_stuck_drain.is_none() && run.cluster.approvals.roll.asks(false) {
+        options.on_stuck_drain = Some(StuckDrain::Ask);
+    }
     if let Some(name) = run.cluster.rolling_update.instance_group_roles.iter().find(|name| Role::parse(name).is_none()) {
         return Err(Failure::bad_input(format!(
             "kopsline.yaml: cluster {}: rollingUpdate.instanceGroupRoles has the unknown role {name:?} (use control-plane, apiserver, node or bastion)",

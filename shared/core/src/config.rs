@@ -131,7 +131,8 @@ pub struct RollingUpdateConfig {
     pub drain_timeout: SignedDuration,
     /// Whether a node that cannot be drained stops its group; otherwise it is terminated anyway.
     pub fail_on_drain_error: bool,
-    /// What to do about a drain that does not end; unset, `failOnDrainError` decides between fail and force.
+    /// What to do about a drain that does not end. Unset, a person is asked where one approves the roll, and otherwise
+    /// `failOnDrainError` decides between fail and force.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub on_stuck_drain: Option<StuckDrainConfig>,
     /// How long a person may take to answer about a stuck drain.

@@ -110,9 +110,12 @@ impl Case {
     /// Some rolls are of one group, or one role, alone.
     fn choose_selection(&mut self, random: &mut Random) {
         let selection = &mut self.drive.options.selection;
-        if random.once_in(16) {
+        let by_name = random.once_in(16);
+        let by_role = !by_name && random.once_in(16);
+        if by_name {
             selection.instance_groups.extend(random.pick(&self.groups).map(|group| group.spec.name.clone()));
-        } else if random.once_in(16) {
+        }
+        if by_role {
             selection.roles.extend(random.pick(&self.groups).map(|group| group.spec.role));
         }
     }

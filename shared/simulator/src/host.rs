@@ -306,7 +306,7 @@ impl<'a> Host<'a> {
     }
 
     fn load(&mut self, process: &mut Process) -> Next {
-        process.saved = self.stored.clone();
+        process.saved.clone_from(&self.stored);
         if let Some(saved) = &mut process.saved
             && self.random.once_in(self.drive.reads_back)
         {

@@ -244,7 +244,7 @@ impl Monitor {
 
     /// What was to be terminated may have died before, and counts as replaced then.
     fn find_dead(&mut self, world: &World, after: &RollState) {
-        for group in after.groups.iter().filter(|group| group.first_alone) {
+        for group in &after.groups {
             let had_its_turn = |instance: &&InstanceRoll| matches!(instance.phase, InstancePhase::Terminated | InstancePhase::Done);
             // The first two are all that matters.
             for instance in group.instances.iter().filter(had_its_turn).take(2) {
@@ -403,7 +403,7 @@ impl Monitor {
     fn check_prepared(&mut self, world: &World, id: InstanceId, action: &Action, view: &View) {
         let instance = &world.instances[id];
         let group = &world.groups[instance.group];
-        if !self.cluster || !self.options.fail_on_drain_error || group.spec.role == Role::Bastion || !self.seen_as_node(world, id, view) {
+        if !self.cluster || !self.options.fail_on_drain_error || group.spec.role == Role::Bastion || !seen_as_node(world, id, view) {
             return;
         }
         let schedulable = instance.node.is_some_and(|node| !world.nodes[node].cordoned && !world.nodes[node].removed);
@@ -443,10 +443,10 @@ impl Monitor {
         }
     }
 
-    /// Whether the group has lost an instance to the roll, or one in the middle of its drain.
+    /// Whether the group has lost an instance to the roll, or one whose turn had come.
     fn has_lost(&self, world: &World, group: &str) -> bool {
-        let died = |id: &InstanceId| !world.instances[*id].alive() && self.group_of(world, *id) == group;
-        self.removals.contains_key(group) || self.begun.iter().any(died)
+        let died = |id: &InstanceId| !world.instances[*id].alive() && group_of(world, *id) == group;
+        self.removals.contains_key(group) || self.begun.iter().chain(&self.found_dead).chain(self.taken.keys()).any(died)
     }
 
     fn check_health(&mut self, world: &World, name: &str, group: &str, view: &View) {
@@ -473,7 +473,7 @@ impl Monitor {
                 }
             }
             if longest < wanted {
-                let message = format!("{name} of {group} is taken after {} of {wanted} good looks at the cluster", longest);
+                let message = format!("{name} of {group} is taken after {longest} of {wanted} good looks at the cluster");
                 self.broken(Rule::Validated, now, message);
             }
         }
@@ -513,7 +513,7 @@ impl Monitor {
             }
             Some(Effect::Terminated { instance, left }) => {
                 let forced = self.may_force(&world.instances[*instance].id);
-                if !left.is_empty() && self.cluster && !forced && self.seen_as_node(world, *instance, view) {
+                if !left.is_empty() && self.cluster && !forced && seen_as_node(world, *instance, view) {
                     let pods: Vec<_> = left.iter().take(3).map(|pod| world.pod_name(*pod)).collect();
                     let message = format!("{} was terminated with {} pods: {}", world.instances[*instance].id, left.len(), pods.join(", "));
                     self.broken(Rule::Drained, world.now(), message);
@@ -539,12 +539,6 @@ impl Monitor {
         }
     }
 
-    fn seen_as_node(&self, world: &World, id: InstanceId, view: &View) -> bool {
-        let provider = &world.instances[id].id;
-        let nodes = view.raw.kubernetes.iter().flat_map(|facts| &facts.nodes);
-        nodes.into_iter().any(|node| node.provider_id.rsplit('/').next() == Some(provider))
-    }
-
     /// An instance stops serving by the roll's hand.
     fn take(&mut self, world: &World, id: InstanceId, view: &View) {
         let instance = &world.instances[id];
@@ -552,7 +546,7 @@ impl Monitor {
             return;
         }
         self.taken.insert(id, Taken { terminated: None });
-        let name = self.group_of(world, id);
+        let name = group_of(world, id);
         let Some(start) = self.starts.get(&name).cloned() else { return };
         self.check_pace(world, id, &name, &start);
         let quorum = self.cluster && start.role == Role::ControlPlane;
@@ -578,10 +572,6 @@ impl Monitor {
     /// Whether the cluster must be well before each instance.
     fn validates(&self) -> bool {
         self.cluster && self.options.fail_on_validate_error && self.options.validate_count > 0
-    }
-
-    fn group_of(&self, world: &World, id: InstanceId) -> String {
-        world.groups[world.instances[id].group].spec.name.clone()
     }
 
     fn interval(&self, role: Role) -> SignedDuration {
@@ -610,7 +600,7 @@ impl Monitor {
             same_role += usize::from(group.role == start.role);
         }
         let taken: BTreeSet<InstanceId> = self.taken.keys().copied().collect();
-        let of_group = |other: &&InstanceId| **other != id && self.group_of(world, **other) == name;
+        let of_group = |other: &&InstanceId| **other != id && group_of(world, **other) == name;
         // What came in the place of one that was gone when its turn came proves the configuration too.
         let earlier = || self.taken.keys().chain(self.found_dead.difference(&taken)).filter(of_group).count();
         let earlier = if start.first_alone && same_group > 0 { earlier() } else { 0 };
@@ -696,7 +686,7 @@ impl Monitor {
 
     fn terminated(&mut self, world: &World, id: InstanceId) {
         let now = world.now();
-        let name = self.group_of(world, id);
+        let name = group_of(world, id);
         if self.warm.contains(&world.instances[id].id) {
             return;
         }
@@ -774,7 +764,7 @@ impl Monitor {
         for name in self.selected.clone() {
             let Some(id) = world.instance(&name) else { continue };
             let instance = &world.instances[id];
-            let group = self.group_of(world, id);
+            let group = group_of(world, id);
             let disabled = self.starts.get(&group).is_some_and(|start| !start.settings.drain_and_terminate) && !instance.warm;
             let reported = still_need_update.iter().any(|leftover| leftover.instance == name);
             if instance.alive() && !disabled && !reported {
@@ -796,6 +786,16 @@ impl Monitor {
         let taken = self.taken.iter().filter(|(_, taken)| taken.terminated.is_some()).map(|(id, _)| world.instances[*id].id.as_str());
         warm.map(|(_, instance)| instance.id.as_str()).chain(taken).collect()
     }
+}
+
+fn group_of(world: &World, id: InstanceId) -> String {
+    world.groups[world.instances[id].group].spec.name.clone()
+}
+
+fn seen_as_node(world: &World, id: InstanceId, view: &View) -> bool {
+    let provider = &world.instances[id].id;
+    let nodes = view.raw.kubernetes.iter().flat_map(|facts| &facts.nodes);
+    nodes.into_iter().any(|node| node.provider_id.rsplit('/').next() == Some(provider))
 }
 
 fn on_instance(world: &World, pod: crate::arena::PodId) -> &str {

@@ -7,6 +7,7 @@ use kopsline_rolling::{ApiName, ClusterFacts, ClusterSpec, GroupSpec, Manager, N
 
 /// An instance as an observation shows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "they are independent facts")]
 pub struct Seen<'a> {
     /// Its group.
     pub group: &'a str,
@@ -228,8 +229,7 @@ fn critical(pod: &PodFacts) -> Option<String> {
     let name = format!("{}/{}", pod.namespace, pod.name);
     match pod.phase.as_str() {
         "Succeeded" => None,
-        "Pending" => Some(format!("pod {name} is not well")),
-        "Unknown" => Some(format!("pod {name} is not well")),
+        "Pending" | "Unknown" => Some(format!("pod {name} is not well")),
         _ if pod.unready_containers.is_empty() => None,
         _ => Some(format!("pod {name} is not well")),
     }

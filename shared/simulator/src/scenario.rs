@@ -1,11 +1,11 @@
 //! A real cluster, simulated: its groups, sizes, settings, nodes, pods and budgets become a world.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::SignedDuration;
 use kopsline_rolling::{
-    ClusterFacts, History, Instance, Inventory, Manager, Outcome, PodFacts, RollEvent, RollOptions, RollState, Status, Summary,
-    What as Told,
+    Action, ClusterFacts, Command, History, Instance, Inventory, Manager, Outcome, PodFacts, RollEvent, RollOptions, RollState, Status,
+    Summary, What as Told,
 };
 
 use crate::arena::{InstanceId, NodeId, WorkloadId};
@@ -55,7 +55,7 @@ pub struct Rehearsed {
 /// pods, workloads and budgets. The planner rolls it as it would roll the real one, while a monitor checks the promises.
 /// Without `facts`, or with `cloudonly`, there is no Kubernetes API. How long instances take to come, and pods to go, is
 /// what `history` knows of earlier rolls, and what is usual otherwise. Whoever is asked whether to go on says yes; a stuck
-/// drain is left to its deadline.
+/// drain is left to its deadline. What is not well in the beginning stays so.
 pub fn rehearse(
     inventory: &Inventory,
     facts: Option<&ClusterFacts>,
@@ -99,10 +99,14 @@ impl std::fmt::Display for Rehearsed {
         let luck = if faults { "things go wrong" } else { "all goes well" };
         writeln!(f, "simulated, and nothing real is touched: seed {seed}, {luck}")?;
         let mut waited = None;
+        let mut refused = BTreeSet::new();
         for Happening { at, what } in &self.happenings {
             let is_said_otherwise = match what {
                 // A roll that polls says the same again and again.
                 What::Waits(reason) => waited.replace(reason) == Some(reason),
+                What::Command { command: Command { action: action @ Action::Evict { .. }, .. }, result: Err(error), .. } => {
+                    !refused.insert((action, &error.message))
+                }
                 What::Stored | What::Ended(_) => true,
                 // What is done is told with its result, and a look at the cluster by what is waited for.
                 What::Told(RollEvent { what, .. }) => matches!(
@@ -133,6 +137,7 @@ impl World {
     /// A world like a cluster that was seen, where things take as long as in earlier rolls.
     pub fn of(inventory: &Inventory, facts: Option<&ClusterFacts>, history: &History, seed: u64) -> Self {
         let mut world = Self::new(&inventory.cluster.name, seed);
+        world.is_seen();
         world.capacity = facts.map_or(0, most_pods).max(PODS_OF_A_NODE);
         // Neighbours do not take exactly as long as each other.
         world.pace.jitter = SignedDuration::from_secs(10);

@@ -40,9 +40,8 @@ impl std::fmt::Display for What {
                 match (changed, result) {
                     (true, Ok(())) => Ok(()),
                     (false, Ok(())) => f.write_str(" (nothing to do)"),
-                    (true, Err(error)) if error.kind == Refusal::Pending => write!(f, " ... {}", error.message),
+                    (_, Err(error)) if error.kind == Refusal::Pending => write!(f, " ... {}", error.message),
                     (true, Err(error)) => write!(f, " (done, but the answer was lost: {})", error.message),
-                    (false, Err(error)) if error.kind == Refusal::Pending => write!(f, " ... {}", error.message),
                     (false, Err(error)) => write!(f, " REFUSED: {}", error.message),
                 }
             }

@@ -112,8 +112,9 @@ impl Turn<'_> {
         if let Some(known) = &drain.blocker
             && let Some(pod) = pods.iter().find(|pod| name(pod) == known.pod)
         {
-            if self.fresh && pod.deleting.is_none() && known.budget.is_some() {
-                drain.blocker = Some(self.blocker(pod, true));
+            // Once it is on its way out no budget holds it any more.
+            if self.fresh && known.budget.is_some() {
+                drain.blocker = Some(self.blocker(pod, pod.deleting.is_none()));
             }
             return;
         }

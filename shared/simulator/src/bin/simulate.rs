@@ -197,7 +197,7 @@ fn replay(arguments: &Arguments) -> ExitCode {
 
 /// How many decisions of a big roll are measured.
 const MEASURED: u64 = 200;
-/// Pods of a node, beside those of its DaemonSet.
+/// Pods of a node, beside those of its `DaemonSet`.
 const PODS: u32 = 9;
 
 /// The planner with a stop watch.

@@ -119,6 +119,7 @@ pub enum Balancer {
 
 /// An instance.
 #[derive(Debug, Clone)]
+#[expect(clippy::struct_excessive_bools, reason = "they are independent facts")]
 pub struct Instance {
     /// Its id.
     pub id: String,
@@ -243,7 +244,7 @@ impl World {
         if self.kubernetes && role != Role::Bastion {
             let node = self.add_node(id);
             if let Some(name) = name {
-                self.nodes[node].name = name.to_owned();
+                name.clone_into(&mut self.nodes[node].name);
             }
             self.make_ready(node);
         }
@@ -277,7 +278,10 @@ impl World {
 
     fn launch_into(&mut self, group: GroupId, zone: usize) -> InstanceId {
         let key = self.instances.next_key();
-        let (name, version) = (format!("{}-new{}", self.groups[group].spec.name, place(key)), self.groups[group].version);
+        let (mut name, version) = (format!("{}-new{}", self.groups[group].spec.name, place(key)), self.groups[group].version);
+        while self.by_id.contains_key(&name) {
+            name.push('a');
+        }
         let id = self.place_instance(group, name, zone, version);
         let never = self.faults.never_joins > 0 && self.faulty() && {
             let mut random = crate::random::Random::of(self.seed, (9 << 40) | u64::from(place(id)));

@@ -14,6 +14,7 @@ pub(super) const CAPACITY: usize = 30;
 
 /// A node.
 #[derive(Debug, Clone)]
+#[expect(clippy::struct_excessive_bools, reason = "they are independent facts")]
 pub struct Node {
     /// Its name.
     pub name: String,
@@ -67,7 +68,7 @@ pub struct WorkloadPlan {
     pub namespace: String,
     /// Its name, which is also the value of its pods' label `app` (and `k8s-app`).
     pub name: String,
-    /// How many pods; a DaemonSet and static pods have one a node.
+    /// How many pods; a `DaemonSet` and static pods have one a node.
     pub replicas: u32,
     /// How long a pod takes until it is ready.
     pub start: SignedDuration,
@@ -296,8 +297,9 @@ impl World {
         let control_plane = group.spec.role == Role::ControlPlane;
         let number = place(self.nodes.next_key());
         let address = format!("10.{}.{}.{}", number >> 16, (number >> 8) & 255, number & 255);
+        let name = if self.seen { self.instances[instance].id.clone() } else { format!("ip-{}", address.replace('.', "-")) };
         let node = self.nodes.push(Node {
-            name: format!("ip-{}", address.replace('.', "-")),
+            name,
             instance,
             address,
             control_plane,
@@ -319,7 +321,7 @@ impl World {
         node
     }
 
-    /// The pod that a DaemonSet or a kubelet has on a node.
+    /// The pod that a `DaemonSet` or a kubelet has on a node.
     fn daemon_of(&mut self, workload: WorkloadId, node: NodeId) {
         let wanted = match self.workloads[workload].plan.kind {
             Kind::DaemonSet => true,
@@ -348,12 +350,11 @@ impl World {
         self.workloads[workload].pods.push(pod);
         self.live_pods.insert(pod);
         self.changed();
-        match node {
-            Some(node) => self.bind(pod, node),
-            None => {
-                self.pending.push(pod);
-                self.schedulable = true;
-            }
+        if let Some(node) = node {
+            self.bind(pod, node);
+        } else {
+            self.pending.push(pod);
+            self.schedulable = true;
         }
     }
 
@@ -511,7 +512,7 @@ impl World {
         }
     }
 
-    /// Deployments and StatefulSets make the pods they lack.
+    /// Deployments and `StatefulSet`s make the pods they lack.
     pub(super) fn reconcile(&mut self) {
         for id in std::mem::take(&mut self.unsettled) {
             let workload = &self.workloads[id];

@@ -109,6 +109,7 @@ enum Event {
 
 /// The world.
 #[derive(Debug, Clone)]
+#[expect(clippy::struct_excessive_bools, reason = "they are independent facts")]
 pub struct World {
     /// The cluster as the state store has it.
     pub spec: ClusterSpec,
@@ -144,6 +145,8 @@ pub struct World {
     future: BinaryHeap<Reverse<(Moment, u64, Event)>>,
     events: u64,
     by_id: HashMap<String, InstanceId>,
+    /// What it began with was seen elsewhere, names included; what comes new must not be called the same.
+    seen: bool,
     live_pods: BTreeSet<PodId>,
     live_nodes: BTreeSet<NodeId>,
     pending: Vec<PodId>,
@@ -183,6 +186,7 @@ impl World {
             future: BinaryHeap::new(),
             events: 0,
             by_id: HashMap::new(),
+            seen: false,
             live_pods: BTreeSet::new(),
             live_nodes: BTreeSet::new(),
             pending: Vec::new(),
@@ -247,6 +251,11 @@ impl World {
         let struck = self.random.once_in(times);
         self.struck += u64::from(struck);
         struck
+    }
+
+    /// From now on, what comes new has names that nothing has that was there before.
+    pub(crate) fn is_seen(&mut self) {
+        self.seen = true;
     }
 
     fn later(&mut self, by: SignedDuration, event: Event) {
