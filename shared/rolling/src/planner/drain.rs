@@ -2,7 +2,7 @@
 //! (kOps 1.36 `pkg/instancegroups/instancegroups.go`, `drainNode`): pods without a controller and with local storage are
 //! evicted too; pods of a `DaemonSet`, static pods and finished ones stay.
 
-use jiff::SignedDuration;
+use jiff::{SignedDuration, Timestamp};
 
 use super::later;
 use super::turn::{Site, Turn};
@@ -14,8 +14,10 @@ use crate::kubernetes::PodFacts;
 use crate::options::StuckDrain;
 use crate::state::{Blocker, Call, Drain, GroupError, InstancePhase, InstanceRoll};
 
-/// How often to evict again what a budget held back, and to look at what is on its way out; kOps retries as often.
+/// How often to evict again what a budget held back; kOps retries as often.
 const POLL: SignedDuration = SignedDuration::from_secs(5);
+/// The shortest time between two looks at a drain.
+const SHORTEST_LOOK: SignedDuration = SignedDuration::from_secs(1);
 /// The same while a question about the drain is open.
 const PATIENT_POLL: SignedDuration = SignedDuration::from_secs(30);
 /// Pods created so long after the drain began tolerate the cordon; as pods of a `DaemonSet` they are not waited for.
@@ -251,7 +253,8 @@ impl Turn<'_> {
             budget: drain.blocker.as_ref().and_then(|blocker| blocker.budget.clone()),
             deadline,
         };
-        let at = drain.not_before.max(later(self.now, SignedDuration::from_secs(1)));
+        let is_held = drain.blocker.as_ref().is_some_and(|blocker| blocker.budget.is_some());
+        let at = if is_held { drain.not_before.max(later(self.now, SHORTEST_LOOK)) } else { later(self.now, look(self.now, drain.began)) };
         self.wait(deadline.map_or(at, |deadline| if deadline > self.now { deadline.min(at) } else { at }), reason);
     }
 
@@ -265,6 +268,12 @@ impl Turn<'_> {
         let reason = WaitReason::Retry { group: site.name.clone(), instance: String::new(), call: what.to_owned() };
         self.wait(call.not_before, reason);
     }
+}
+
+/// When to look again at what is on its way out: soon at first, as most pods go at once; what takes long is looked at more
+/// seldom, because a look lists all pods.
+pub(super) fn look(now: Timestamp, since: Timestamp) -> SignedDuration {
+    (now.duration_since(since) / 4).clamp(SHORTEST_LOOK, POLL)
 }
 
 fn action(drain: &Drain, pod: &PodFacts) -> Action {

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashSet};
 
 use jiff::{SignedDuration, Timestamp};
 
+use super::drain::look;
 use super::wait::{Until, WaitReason, earliest};
 use super::{Observation, View, later};
 use crate::command::{Action, Command, CommandError, Refusal};
@@ -20,8 +21,6 @@ use crate::validation::{Failure, FailureKind, Leaving, validate};
 /// First pause before a failed call is decided on again; it doubles up to [`MAX_BACKOFF`].
 const FIRST_BACKOFF: SignedDuration = SignedDuration::from_secs(5);
 const MAX_BACKOFF: SignedDuration = SignedDuration::from_secs(60);
-/// How often to ask how far an accepted call is; kOps asks the load balancers as often.
-const PENDING_POLL: SignedDuration = SignedDuration::from_secs(5);
 /// A target group drains connections for an hour at most, so what takes longer will not come to an end.
 const LONGEST_PENDING: SignedDuration = SignedDuration::from_mins(65);
 /// How often to look whether somebody has resumed, aborted or answered.
@@ -224,7 +223,7 @@ impl<'a> Turn<'a> {
             Some(Err(error)) => {
                 let waited = self.now.duration_since(call.since);
                 match error.kind {
-                    Refusal::Pending if waited < LONGEST_PENDING => call.not_before = later(self.now, PENDING_POLL),
+                    Refusal::Pending if waited < LONGEST_PENDING => call.not_before = later(self.now, look(self.now, call.since)),
                     Refusal::Transient | Refusal::Blocked if waited < self.options.validation_timeout => {
                         self.refused(&site.name, instance, action, error);
                         call.not_before = later(self.now, backoff(call.attempts));
