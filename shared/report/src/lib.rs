@@ -184,9 +184,13 @@ fn preview_rows(preview: Preview) -> Vec<PreviewRowView> {
 fn roll_steps(roll: &RollState) -> Vec<RollStepView> {
     let steps = roll.groups.iter().flat_map(|group| {
         group.instances.iter().filter_map(|instance| {
+            let replaced = instance.replaced.as_ref().map(|replaced| replaced.at);
+            let begun = [instance.detached, instance.started, instance.gone].into_iter().flatten().min()?;
+            // The replacement of a detached instance comes before that one goes.
+            let ended = replaced.max(instance.gone.or(instance.terminated));
             Some(RollStepView {
-                started_at: instance.started.or(instance.gone)?,
-                ended_at: instance.replaced.as_ref().map(|replaced| replaced.at).or(instance.gone),
+                started_at: begun,
+                ended_at: ended.filter(|_| replaced.is_some() || instance.gone.is_some()),
                 group: group.name.clone(),
                 instance: instance.id.clone(),
                 what: instance.to_string(),
@@ -194,21 +198,21 @@ fn roll_steps(roll: &RollState) -> Vec<RollStepView> {
             })
         })
     });
-    steps.collect()
+    let mut steps: Vec<_> = steps.collect();
+    steps.sort_by_key(|step| step.started_at);
+    steps
 }
 
 /// What the instance spent its time with, as far as that is known.
 fn spans(instance: &InstanceRoll) -> Vec<RollSpan> {
+    let replaced = instance.replaced.as_ref().map(|replaced| replaced.at);
     let mut spans = Vec::new();
     if let Some(from) = instance.started {
         spans.push(RollSpan { kind: RollSpanKind::Draining, from, to: instance.terminated });
     }
-    if let Some(from) = instance.terminated.or(instance.gone) {
-        spans.push(RollSpan {
-            kind: RollSpanKind::Replacing,
-            from,
-            to: instance.replaced.as_ref().map(|replaced| replaced.at).or(Some(from)),
-        });
+    // Its place was empty from here on; that of a detached one is filled while it still serves.
+    if let Some(from) = instance.detached.or(instance.terminated).or(instance.gone) {
+        spans.push(RollSpan { kind: RollSpanKind::Replacing, from, to: replaced.or(instance.gone).map(|at| at.max(from)) });
     }
     spans
 }
@@ -227,6 +231,24 @@ mod tests {
     use kopsline_state::testing::MemoryStore;
 
     use super::*;
+
+    #[test]
+    fn an_instance_that_surges_is_replaced_before_it_goes() {
+        let at = |second: i64| Timestamp::from_second(second).unwrap();
+        let instance = |detached: Option<i64>, replaced: i64| -> InstanceRoll {
+            serde_json::from_value(serde_json::json!({
+                "id": "i-1", "zone": "a", "origin": "needs_update", "phase": "done", "detached": detached.map(at), "started": at(20),
+                "terminated": at(25), "gone": at(26), "replaced": {"by": "i-2", "at": at(replaced)},
+            }))
+            .unwrap()
+        };
+        let bars = |instance: &InstanceRoll| -> Vec<_> {
+            spans(instance).iter().map(|span| (span.kind, span.from.as_second(), span.to.unwrap().as_second())).collect()
+        };
+        let (draining, replacing) = (RollSpanKind::Draining, RollSpanKind::Replacing);
+        assert_eq!(bars(&instance(Some(5), 9)), [(draining, 20, 25), (replacing, 5, 9)]);
+        assert_eq!(bars(&instance(None, 40)), [(draining, 20, 25), (replacing, 25, 40)]);
+    }
 
     #[tokio::test]
     async fn a_run_that_has_only_begun_has_a_page_and_what_people_wrote_is_escaped() {
