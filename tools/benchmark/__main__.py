@@ -5,11 +5,12 @@ import pathlib
 import tempfile
 import time
 
-from tools.benchmark import functions, roll, runs, thousand, webhook
+from tools.benchmark import functions, planning, roll, runs, thousand, webhook
 from tools.benchmark.table import Table, say
 from tools.benchmark.workplace import Workplace, cluster_entry
 
-PARTS = ["sizes", "cold", "webhook", "runs", "thousand", "roll"]
+PARTS = ["sizes", "planning", "cold", "webhook", "runs", "thousand", "roll"]
+WITHOUT_STACK = {"sizes", "planning", "roll"}
 WEBHOOK_CLUSTER = "webhook.example.com"
 
 
@@ -24,7 +25,9 @@ def main():
     begun, table = time.monotonic(), Table()
     if "sizes" in parts:
         functions.sizes(table)
-    if set(parts) - {"sizes", "roll"}:
+    if "planning" in parts:
+        planning.planning(table)
+    if set(parts) - WITHOUT_STACK:
         _on_the_stack(table, parts, arguments.rounds)
     if "roll" in parts:
         # Each round takes some ten minutes.

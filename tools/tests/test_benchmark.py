@@ -2,6 +2,7 @@
 
 import unittest
 
+from tools.benchmark.planning import rows
 from tools.benchmark.table import Table, median_ratio, percentile
 
 
@@ -25,6 +26,10 @@ class Figures(unittest.TestCase):
         self.assertEqual(lines[3].split(), ["whole", "3.0", "s", "4.0", "s", "0.75", "at", "most", "1.00"])
         self.assertEqual(lines[0].index("Kopsline") + len("Kopsline"), lines[3].index("3.0 s") + len("3.0 s"))
         self.assertEqual(lines[4].split(), ["size", "1.5", "MB"])
+
+    def test_the_simulators_table_is_read(self):
+        text = "  nodes     pods     a decision   memory\n   1000    10012        2.89 ms    37 kB\n"
+        self.assertEqual(rows(text), [{"nodes": "1000", "pods": "10012", "a decision": "2.89 ms", "memory": "37 kB"}])
 
 
 if __name__ == "__main__":
