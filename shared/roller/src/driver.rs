@@ -291,3 +291,6 @@ fn whole_seconds(wait: SignedDuration) -> u64 {
     let seconds = wait.as_secs() + i64::from(wait.subsec_nanos() > 0);
     u64::try_from(seconds).unwrap_or(0)
 }
+
+#[cfg(test)]
+mod tests;
