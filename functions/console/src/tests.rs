@@ -10,6 +10,7 @@ use kopsline_core::{
     ApprovalId, CommitId, Decision, Failure, FailureKind, Order, RollOrders, Run, RunState, Stage, StageState, keys, orders,
 };
 use kopsline_lambda::clients::Origin;
+use kopsline_rolling::RollOptions;
 use kopsline_state::locks::Facts;
 use kopsline_state::testing::{Fault, Faults, FaultyStore, MemoryStore};
 use kopsline_state::{Documents, LockFile, ObjectStore, Runs, UpdateError};
@@ -222,4 +223,50 @@ async fn an_abort_wakes_a_paused_roll_and_is_for_good() {
     console.handle(finish("failed"), at(5)).await.unwrap();
     let over = console.handle(order(Order::Pause), at(6)).await.unwrap_err();
     assert!(over.kind == FailureKind::BadInput && over.message.contains("is over"), "{over}");
+}
+
+/// A roll that asks these questions.
+async fn asking(runs: &Runs, run: &Run, questions: serde_json::Value) {
+    let roll = json!({
+        "version": 2, "cluster": "demo.k8s.local", "options": RollOptions::default(), "started": at(0), "finished": null,
+        "outcome": {"outcome": "running"}, "groups": [], "questions": questions,
+    });
+    runs.put_document(&run.id, "roll/checkpoint.json", &roll).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_question_of_the_roll_stands_until_it_is_answered_or_solves_itself() {
+    let ((store, run), told) = (world().await, Told::default());
+    let console = console(store, &told);
+    let drain = |id: &str| {
+        json!({"id": id, "asked": at(1), "deadline": at(900), "default": "fail", "group": "nodes", "about": "stuck_drain",
+               "instance": "i-1", "node": "node-1", "pod": "shop/db-0", "budget": "shop/db", "remaining": 1, "hopeless": null})
+    };
+    let ask = |token: &str| Request::Ask { run: run.id.clone(), gate: Gate::Drain, token: token.into(), timeout_seconds: 900 };
+    let tell = || Request::Tell { run: run.id.clone() };
+    let withdrawn = async |id: &str| console.runs.approval(&ApprovalId::new(id).unwrap()).await.unwrap().unwrap().withdrawn;
+    let asked = async || console.runs.events(&run.id).await.unwrap().iter().filter(|event| event.what == "asked").count();
+
+    asking(&console.runs, &run, json!([drain("drain-i-1-1")])).await;
+    // The state machine looks from time to time whether the question still stands.
+    for (token, second) in [("first", 1), ("second", 120), ("third", 240)] {
+        console.handle(ask(token), at(second)).await.unwrap();
+    }
+    assert_eq!(asked().await, 1, "it is news once");
+    console.handle(tell(), at(250)).await.unwrap();
+    assert!(!withdrawn("demo-1.drain.1").await);
+
+    asking(&console.runs, &run, json!([])).await;
+    console.handle(tell(), at(260)).await.unwrap();
+    assert!(withdrawn("demo-1.drain.1").await, "the drain got through");
+
+    asking(&console.runs, &run, json!([drain("drain-i-1-2")])).await;
+    console.handle(ask("fourth"), at(300)).await.unwrap();
+    let approval = ApprovalId::new("demo-1.drain.2").unwrap();
+    let force = Request::Decide { approval, decision: Decision::Force, comment: None, by: Some("ann".into()), execution: "arn".into() };
+    console.handle(force, at(310)).await.unwrap();
+    let orders: RollOrders = console.runs.document(&run.id, orders::DOCUMENT).await.unwrap().unwrap();
+    let answer = &orders.answers["drain-i-1-2"];
+    assert_eq!((answer.decision, answer.by.as_deref()), (Decision::Force, Some("ann")));
+    assert_eq!(*told.0.lock().unwrap(), [("fourth".to_owned(), Decision::Force)]);
 }
