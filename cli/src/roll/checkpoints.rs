@@ -25,8 +25,7 @@ impl FileCheckpoints {
             None => user_folder().context("there is no home folder to remember rolls in: give --state-dir")?,
         };
         std::fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
-        let place = cluster.state_store.as_str().trim_start_matches("s3://").replace('/', "~");
-        let path = folder.join(format!("{place}~{}.roll.json", cluster.name));
+        let path = folder.join(format!("{}~{}.roll.json", cluster.state_store.as_one_name(), cluster.name));
         let lock = path.with_extension("lock");
         let file = File::create(&lock).with_context(|| format!("cannot create {}", lock.display()))?;
         file.try_lock().map_err(|_| anyhow::anyhow!("another `kopsline roll` of {} is running on this machine", cluster.name))?;

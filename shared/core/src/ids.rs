@@ -152,6 +152,11 @@ pub struct StateStoreUri(String);
 checked_string!(StateStoreUri);
 
 impl StateStoreUri {
+    /// As one part of a key or one name of a file.
+    pub fn as_one_name(&self) -> String {
+        self.as_str().trim_start_matches("s3://").replace('/', "~")
+    }
+
     /// Checks a state store's address; a trailing slash is dropped.
     pub fn new(uri: &str) -> Result<Self, InvalidId> {
         let wrong = || invalid("state store", uri, "use \"s3://bucket\" or \"s3://bucket/prefix\"");

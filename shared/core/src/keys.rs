@@ -53,17 +53,12 @@ pub fn hold(run: &RunId) -> String {
 
 /// What earlier rolling updates of a cluster took, for forecasts.
 pub fn roll_history(store: &StateStoreUri, cluster: &ClusterName) -> String {
-    format!("roll-history/{}/{cluster}.json", place(store))
+    format!("roll-history/{}/{cluster}.json", store.as_one_name())
 }
 
 /// A cluster's lock.
 pub fn lock(store: &StateStoreUri, cluster: &ClusterName) -> String {
-    format!("locks/{}/{cluster}.json", place(store))
-}
-
-/// A state store as one part of a key.
-fn place(store: &StateStoreUri) -> String {
-    store.as_str().trim_start_matches("s3://").replace('/', "~")
+    format!("locks/{}/{cluster}.json", store.as_one_name())
 }
 
 /// The run's entry in the index of newest runs.
