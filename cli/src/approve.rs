@@ -104,7 +104,7 @@ async fn decide(context: &Context, format: Format, id: &ApprovalId, decision: De
         let runs = context.runs()?;
         let (run, approval) = question(&runs, id).await?;
         output::print(&describe(&run, &approval, Style::detect()));
-        output::print(&output::indented(&material(&runs, &approval).await?, 2));
+        output::print(&output::indented(&material(&runs, &run, &approval).await?, 2));
         if !says.confirmed(&format!("Answer it with {:?}?", decision.as_str()))? {
             output::line("Nothing was answered.");
             return Ok(Ended::Well);
@@ -130,8 +130,8 @@ pub(crate) async fn question(runs: &Runs, id: &ApprovalId) -> anyhow::Result<(Ru
 
 /// What is to be approved, for people: the plan, or the roll's preview; not more than fits a terminal. A question in the
 /// middle of a roll says everything in its summary.
-pub(crate) async fn material(runs: &Runs, approval: &Approval) -> anyhow::Result<String> {
-    let phase = runs.read(&approval.run).await?.phase;
+pub(crate) async fn material(runs: &Runs, run: &Run, approval: &Approval) -> anyhow::Result<String> {
+    let phase = run.phase;
     let names = match approval.gate {
         Gate::Update => ["plan.txt".to_owned(), "forecast.txt".to_owned()],
         Gate::Roll => [phase.roll_document("preview.txt"), phase.roll_document("forecast.txt")],
@@ -139,8 +139,8 @@ pub(crate) async fn material(runs: &Runs, approval: &Approval) -> anyhow::Result
     };
     let mut material = String::new();
     for name in names {
-        let Some(text) = runs.text(&approval.run, &name).await? else { continue };
-        let rest = format!("the whole is in runs/{}/{name} of the run bucket", approval.run);
+        let Some(text) = runs.text(&run.id, &name).await? else { continue };
+        let rest = format!("the whole is in runs/{}/{name} of the run bucket", run.id);
         if !material.is_empty() {
             material.push_str("\nThe rolling update that follows:\n\n");
         }
