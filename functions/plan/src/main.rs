@@ -57,7 +57,8 @@ impl Planner {
         };
         let (runner, ()) = tokio::try_join!(clients::kops_runner(&self.kops, &run.cluster, deadline.remaining(RESERVE)), entered)?;
         let made = dry_run::make(&runner, &*self.stores, &run).await?;
-        let upgrade = upgrade::is_upgrade(&*self.stores, &made.live).await?;
+        // A plan without changes brings nodes nothing.
+        let upgrade = !made.plan.is_empty() && upgrade::is_upgrade(&*self.stores, &made.live).await?;
         let notices: Vec<Notice> = self.runs.document(id, "notices.json").await?.unwrap_or_default();
         let plan = redact(&made.plan);
         let document = PlanDocument {
