@@ -44,7 +44,6 @@ impl Console {
         let (digest, summary) = plan_summary(&self.runs, run, gate).await?;
         let id = self.question(&record.approvals, run, gate, &digest).await?;
         self.runs.documents().store().put(&keys::token(&id), token.into_bytes(), Condition::Unconditional).await.map_err(RunError::from)?;
-        let known = record.approvals.contains(&id);
         let question = Approval {
             id: id.clone(),
             run: run.clone(),
@@ -56,14 +55,16 @@ impl Console {
             answer: None,
             withdrawn: false,
         };
-        let answered = self
+        let question = self
             .runs
             .documents()
             .update(&keys::approval(&id), |before: Option<Approval>| {
-                let answered = before.as_ref().and_then(|before| before.answer.clone());
-                Ok::<_, std::convert::Infallible>(match answered {
-                    Some(answer) => Update::Keep(Some(answer)),
-                    None => Update::Put(Approval { asked_at: before.map_or(now, |before| before.asked_at), ..question.clone() }, None),
+                Ok::<_, std::convert::Infallible>(match before {
+                    Some(answered) if answered.answer.is_some() => Update::Keep(answered),
+                    before => {
+                        let asked = Approval { asked_at: before.map_or(now, |before| before.asked_at), ..question.clone() };
+                        Update::Put(asked.clone(), asked)
+                    }
                 })
             })
             .await?;
@@ -76,12 +77,11 @@ impl Console {
                 record.leave(stage, StageState::Waiting, format!("waits for an answer to {id} ({summary})"), now);
             })
             .await?;
-        // The state machine asks anew from time to time, to see whether the question still stands: that is no news.
-        if !known {
-            self.runs.event(run, now, Some(stage), "asked", format!("{id}: {summary}; open until {expires_at}")).await?;
-            self.publish(run).await;
-        }
-        if let Some(answer) = answered {
+        // The state machine asks anew from time to time, to see whether the question still stands: that is one event, of
+        // when it was asked first, and a call that was killed before it could tell is made good.
+        self.runs.event(run, question.asked_at, Some(stage), "asked", format!("{id}: {summary}; open until {expires_at}")).await?;
+        self.publish(run).await;
+        if let Some(answer) = question.answer.clone() {
             self.pass_on(&question, &answer, now).await?;
         }
         Ok(Answer { outcome: "asked", approval: Some(id), message: None })
