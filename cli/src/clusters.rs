@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, anyhow};
 use kopsline_core::config::{FILE_NAME, Limits};
 use kopsline_core::{ClusterName, ClustersFile};
 
@@ -10,6 +10,12 @@ use kopsline_core::{ClusterName, ClustersFile};
 /// may do.
 pub(crate) fn read(folder: &Path) -> anyhow::Result<ClustersFile> {
     parse(&text(folder)?)
+}
+
+/// None of the file's clusters was meant.
+pub(crate) fn no_such(file: &ClustersFile) -> anyhow::Error {
+    let names: Vec<&str> = file.clusters.iter().map(|cluster| cluster.name.as_str()).collect();
+    anyhow!("{FILE_NAME} has no such cluster; it has {}", if names.is_empty() { "none".to_owned() } else { names.join(", ") })
 }
 
 fn text(folder: &Path) -> anyhow::Result<String> {

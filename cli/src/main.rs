@@ -18,6 +18,7 @@ mod progress;
 mod retry;
 mod roll;
 mod status;
+mod terminal;
 
 use std::process::ExitCode;
 

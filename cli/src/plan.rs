@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, anyhow, bail};
+use anyhow::{Context as _, anyhow};
 use kopsline_core::config::FILE_NAME;
 use kopsline_core::{ClusterConfig, ClusterName};
 use kopsline_kops::{KopsBinaries, dry_run, rehearse};
@@ -73,8 +73,7 @@ pub(crate) async fn run(context: &Context, format: Format, args: &Args) -> anyho
     let chosen = |cluster: &&ClusterConfig| args.cluster.as_ref().is_none_or(|name| *name == cluster.name);
     let wanted: Vec<&ClusterConfig> = file.clusters.iter().filter(chosen).collect();
     if wanted.is_empty() {
-        let names: Vec<&str> = file.clusters.iter().map(|cluster| cluster.name.as_str()).collect();
-        bail!("{FILE_NAME} has no such cluster; it has {}", if names.is_empty() { "none".to_owned() } else { names.join(", ") });
+        return Err(clusters::no_such(&file));
     }
     let progress = if format == Format::Json { Progress::silent() } else { Progress::aside() };
     let binaries = args.kops.binaries(context)?;

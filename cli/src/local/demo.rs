@@ -16,6 +16,7 @@ use crate::local::stack::{GitLab, Report};
 use crate::output::{self, Paint, Style, Table};
 use crate::progress::Progress;
 use crate::status;
+use crate::terminal::Terminal;
 
 /// The sample repository and its files.
 const SAMPLE: &str = "tests/fixtures/demo";
@@ -65,6 +66,7 @@ pub(crate) async fn play(stage: &Stage<'_>) -> anyhow::Result<Result> {
         progress: stage.progress,
         style: stage.style,
         interactive: stage.interactive,
+        terminal: Terminal::default(),
         rolled: RefCell::default(),
     };
     let mut result = Result::default();

@@ -12,6 +12,7 @@ use crate::context::Context;
 use crate::follow::{self, Change, Follower, GUTTER};
 use crate::output::{self, Paint, Style};
 use crate::progress::Progress;
+use crate::terminal::Terminal;
 use crate::{approve, executions, local};
 
 const LOOK_EVERY: Duration = Duration::from_millis(300);
@@ -37,6 +38,8 @@ pub(crate) struct Guide<'a> {
     pub(crate) style: Style,
     /// Whether a person is asked; else every question is answered with yes, as a person would answer it.
     pub(crate) interactive: bool,
+    /// Where that person types.
+    pub(crate) terminal: Terminal,
     /// The last line about an instance that was told.
     pub(crate) rolled: RefCell<Option<RollState>>,
 }
@@ -161,7 +164,7 @@ impl Guide<'_> {
 
     async fn decide(&self, id: &ApprovalId) -> anyhow::Result<Decision> {
         loop {
-            let answer = local::terminal::ask(&format!("{:>GUTTER$}  approve or reject {id}? [a/r] ", "")).await?;
+            let answer = self.terminal.ask(&format!("{:>GUTTER$}  approve or reject {id}? [a/r] ", "")).await?;
             match answer.trim().to_lowercase().as_str() {
                 "a" | "approve" | "y" | "yes" => return Ok(Decision::Approve),
                 "r" | "reject" | "n" | "no" => return Ok(Decision::Reject),

@@ -7,7 +7,6 @@ pub(crate) mod project;
 mod repository;
 mod roll;
 mod stack;
-mod terminal;
 
 use std::collections::BTreeSet;
 use std::fs::{File, TryLockError};

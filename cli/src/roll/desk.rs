@@ -11,17 +11,19 @@ use kopsline_rolling::{Answer, Choice, Control, Question, RollEvent};
 
 use crate::output;
 use crate::progress::Progress;
+use crate::terminal::Terminal;
 
 /// Tells events as lines, and keeps the answers.
 pub(crate) struct TerminalDesk<'a> {
     progress: &'a Progress,
     aborted: bool,
+    terminal: Terminal,
     answers: Mutex<Vec<Answer>>,
 }
 
 impl<'a> TerminalDesk<'a> {
     pub(crate) fn new(progress: &'a Progress, aborted: bool) -> Self {
-        Self { progress, aborted, answers: Mutex::default() }
+        Self { progress, aborted, terminal: Terminal::default(), answers: Mutex::default() }
     }
 
     /// Puts a question until the answer is one of its choices.
@@ -35,13 +37,7 @@ impl<'a> TerminalDesk<'a> {
         }
         self.progress.clear();
         loop {
-            output::print(&output::printable(&format!("{question} [{}] ", choices.join("/"))));
-            std::io::Write::flush(&mut std::io::stdout())?;
-            let line = tokio::task::spawn_blocking(|| {
-                let mut line = String::new();
-                std::io::stdin().read_line(&mut line).map(|_| line)
-            })
-            .await??;
+            let line = self.terminal.ask(&output::printable(&format!("{question} [{}] ", choices.join("/")))).await?;
             let said = line.trim().to_lowercase();
             let choice: Option<Choice> = question.choices().iter().copied().find(|choice| choice.to_string() == said);
             if let Some(choice) = choice {

@@ -6,18 +6,17 @@ mod hold;
 
 use std::io::IsTerminal as _;
 use std::path::PathBuf;
+use std::sync::Arc;
 
-use anyhow::{Context as _, bail};
+use anyhow::anyhow;
 use aws_config::Region;
-use jiff::SignedDuration;
-use kopsline_cloud::{AwsCloud, Cloud};
-use kopsline_core::config::FILE_NAME;
+use jiff::{SignedDuration, Timestamp};
+use kopsline_cloud::AwsCloud;
 use kopsline_core::{ClusterConfig, ClusterName, keys};
-use kopsline_kube::{AccessOptions, KubeClient, Kubernetes};
-use kopsline_roller::{Budget, StepOutcome, SystemClock, run_step};
+use kopsline_kube::AccessOptions;
+use kopsline_roller::{Budget, StepOutcome, SystemClock, Target, run_step};
 use kopsline_rolling::{
-    ClusterFacts, ClusterSpec, Forecast, History, Inventory, Outcome, Preview, Role, RollEvent, RollOptions, Selection, StuckDrain,
-    Summary, classify, forecast, preview,
+    Forecast, History, Outcome, Preview, Role, RollEvent, RollOptions, Selection, StuckDrain, Summary, forecast, preview,
 };
 use kopsline_simulator::{Chance, rehearse};
 use kopsline_state::{ClusterState, S3Stores, s3};
@@ -121,36 +120,27 @@ struct Rehearsal<'a> {
     events: Vec<&'a RollEvent>,
 }
 
-/// A cluster and the ways to it.
-struct Target {
-    cloud: AwsCloud,
-    kubernetes: Option<KubeClient>,
-    cluster: ClusterSpec,
+/// A cluster, how to roll it, and what earlier rolls by the pipeline took.
+struct Plan {
+    target: Target,
     options: RollOptions,
-    /// What earlier rolls by the pipeline took.
     history: History,
 }
 
 /// Runs the command.
 pub(crate) async fn run(context: &Context, format: Format, args: &Args) -> anyhow::Result<Ended> {
     let file = clusters::read(&args.directory)?;
-    let Some(config) = file.clusters.iter().find(|cluster| cluster.name == args.cluster) else {
-        let names: Vec<&str> = file.clusters.iter().map(|cluster| cluster.name.as_str()).collect();
-        bail!(
-            "{FILE_NAME} has no cluster {}; it has {}",
-            args.cluster,
-            if names.is_empty() { "none".to_owned() } else { names.join(", ") }
-        );
-    };
+    let config = file.clusters.iter().find(|cluster| cluster.name == args.cluster);
+    let config = config.ok_or_else(|| clusters::no_such(&file))?;
     let progress = if format == Format::Json { Progress::silent() } else { Progress::aside() };
     let checkpoints = FileCheckpoints::new(args.state_dir.as_deref(), config)?;
-    let target = Target::find(context, config, args, &progress).await?;
+    let plan = Plan::find(context, config, args, &progress).await?;
 
     if args.simulate {
-        return target.rehearse(format, Chance { seed: args.seed, faults: args.faults }, &progress).await;
+        return plan.rehearse(format, Chance { seed: args.seed, faults: args.faults }, &progress).await;
     }
     if !args.yes && !args.abort {
-        let shown = target.show(&progress).await?;
+        let shown = plan.show(&progress).await?;
         match format {
             Format::Json => output::json(&shown)?,
             Format::Text => {
@@ -167,51 +157,39 @@ pub(crate) async fn run(context: &Context, format: Format, args: &Args) -> anyho
         return Ok(Ended::Well);
     }
     let hold = Hold::take(context, config).await?;
-    let outcome = target.roll(&checkpoints, &hold, args, &progress).await;
-    hold.release().await?;
-    tell(&outcome?, format, &checkpoints)
+    // Between any two commands, while it waits and while it asks; the checkpoint says where to go on.
+    let outcome = tokio::select! {
+        outcome = plan.roll(&checkpoints, args, &progress) => outcome,
+        Err(lost) = hold.keep() => Err(lost),
+        _ = tokio::signal::ctrl_c() => Err(anyhow!(
+            "interrupted; what was begun may still be going on. The same command goes on with it, --abort gives back what was not replaced"
+        )),
+    };
+    let released = hold.release().await;
+    let ended = tell(&outcome?, format, &checkpoints)?;
+    released.map(|()| ended)
 }
 
-impl Target {
+impl Plan {
     async fn find(context: &Context, config: &ClusterConfig, args: &Args, progress: &Progress) -> anyhow::Result<Self> {
         let stores = S3Stores::new(s3::client(&context.sdk));
         let reading = ClusterState::read(&stores, &config.state_store, &config.name);
         let live = progress.during(&format!("the state store of {}", config.name), reading).await?;
-        let cluster = kopsline_roller::cluster_spec(&live)?;
         let cloud = AwsCloud::new(&context.sdk.to_builder().region(Region::new(config.region.clone())).build());
-        let options = options(config, args);
-        let mut kubernetes = None;
-        if !options.cloudonly {
-            let settings = &config.rolling_update;
-            let api_server = args.api_server.clone().or_else(|| settings.api_server.clone());
-            let access = AccessOptions { api_server, internal: settings.internal, admin: true };
-            kubernetes = Some(kopsline_roller::kubernetes(&live, &stores, &cloud, &access).await?);
-        }
+        let options = options(config, args)?;
+        let settings = &config.rolling_update;
+        let api_server = args.api_server.clone().or_else(|| settings.api_server.clone());
+        let access = AccessOptions { api_server, internal: settings.internal, admin: true };
+        let target = Target::find(&live, &stores, Arc::new(cloud), Some(&access).filter(|_| !options.cloudonly)).await?;
         let history = match context.runs() {
             Ok(runs) => runs.documents().read(&keys::roll_history(&config.state_store, &config.name)).await?.map(|found| found.value),
             Err(_) => None,
         };
-        Ok(Self { cloud, kubernetes, cluster, options, history: history.unwrap_or_default() })
-    }
-
-    /// One look at the cloud and the cluster.
-    async fn look(&self) -> anyhow::Result<(Inventory, Option<ClusterFacts>)> {
-        let facts = match &self.kubernetes {
-            Some(kubernetes) => Some(
-                kubernetes
-                    .observe()
-                    .await
-                    .context("without the Kubernetes API nothing can be drained or validated; --cloudonly rolls without both")?,
-            ),
-            None => None,
-        };
-        let mut raw = self.cloud.observe(&self.cluster.name).await?;
-        raw.kubernetes = facts;
-        Ok((classify(&raw, &self.cluster)?, raw.kubernetes))
+        Ok(Self { target, options, history: history.unwrap_or_default() })
     }
 
     async fn show(&self, progress: &Progress) -> anyhow::Result<Shown> {
-        let (inventory, facts) = progress.during("EC2, Auto Scaling and the Kubernetes API", self.look()).await?;
+        let (inventory, facts) = progress.during("EC2, Auto Scaling and the Kubernetes API", self.target.look()).await?;
         Ok(Shown {
             preview: preview(&inventory, &self.options.selection, self.options.force)?,
             forecast: forecast(&inventory, facts.as_ref(), &self.options, None, &self.history)?,
@@ -220,7 +198,7 @@ impl Target {
 
     /// Rolls what is there now in simulated time.
     async fn rehearse(&self, format: Format, chance: Chance, progress: &Progress) -> anyhow::Result<Ended> {
-        let (inventory, facts) = progress.during("EC2, Auto Scaling and the Kubernetes API", self.look()).await?;
+        let (inventory, facts) = progress.during("EC2, Auto Scaling and the Kubernetes API", self.target.look()).await?;
         let rehearsed = rehearse(&inventory, facts.as_ref(), &self.options, &self.history, chance);
         match format {
             Format::Json => output::json(&Rehearsal {
@@ -237,37 +215,41 @@ impl Target {
         Ok(if well { Ended::Well } else { Ended::With(NOT_AS_WISHED) })
     }
 
-    /// Rolls until the end. Ctrl-C stops it between two commands; the checkpoint says where to go on.
-    async fn roll(&self, checkpoints: &FileCheckpoints, hold: &Hold, args: &Args, progress: &Progress) -> anyhow::Result<StepOutcome> {
+    /// Rolls until the end.
+    async fn roll(&self, checkpoints: &FileCheckpoints, args: &Args, progress: &Progress) -> anyhow::Result<StepOutcome> {
         let desk = TerminalDesk::new(progress, args.abort);
+        let roll = kopsline_roller::Roll {
+            cloud: &*self.target.cloud,
+            kubernetes: self.target.kubernetes(),
+            checkpoints,
+            desk: &desk,
+            clock: &SystemClock,
+            cluster: &self.target.cluster,
+            options: &self.options,
+            approved: None,
+            budget: Budget { total: STEP, round: ROUND, longest_sleep: STEP },
+        };
         loop {
-            hold.renew().await?;
-            let roll = kopsline_roller::Roll {
-                cloud: &self.cloud,
-                kubernetes: self.kubernetes.as_ref().map(|client| client as &dyn Kubernetes),
-                checkpoints,
-                desk: &desk,
-                clock: &SystemClock,
-                cluster: &self.cluster,
-                options: &self.options,
-                approved: None,
-                budget: Budget { total: STEP, round: ROUND, longest_sleep: STEP },
-            };
-            let step = tokio::select! {
-                step = run_step(&roll) => step,
-                _ = tokio::signal::ctrl_c() => {
-                    bail!("interrupted; what was begun may still be going on. The same command goes on with it, --abort gives back what was not replaced")
-                }
-            };
-            match step? {
+            match run_step(&roll).await? {
                 StepOutcome::Progress { wait_seconds, waits_for, summary } => {
                     progress.waiting_for(&format!("{summary}; waits for {waits_for}"));
                     tokio::time::sleep(std::time::Duration::from_secs(wait_seconds)).await;
                 }
-                StepOutcome::Asks { question, .. } => desk.ask(&question).await?,
+                StepOutcome::Asks { question, .. } => tokio::select! {
+                    answered = desk.ask(&question) => answered?,
+                    () = sleep_until(question.deadline) => progress.say("nobody has answered in time"),
+                },
                 outcome => return Ok(outcome),
             }
         }
+    }
+}
+
+/// Sleeps until a time, or for ever.
+async fn sleep_until(time: Option<Timestamp>) {
+    match time {
+        Some(time) => tokio::time::sleep(time.duration_since(Timestamp::now()).try_into().unwrap_or_default()).await,
+        None => std::future::pending().await,
     }
 }
 
@@ -300,8 +282,8 @@ fn tell(outcome: &StepOutcome, format: Format, checkpoints: &FileCheckpoints) ->
 }
 
 /// `kopsline.yaml`'s settings, and over them what the command line says.
-fn options(config: &ClusterConfig, args: &Args) -> RollOptions {
-    let settings = kopsline_roller::options(&config.rolling_update);
+fn options(config: &ClusterConfig, args: &Args) -> anyhow::Result<RollOptions> {
+    let settings = kopsline_roller::options(config)?;
     let selection = Selection {
         instance_groups: if args.instance_group.is_empty() { settings.selection.instance_groups } else { args.instance_group.clone() },
         roles: if args.instance_group_roles.is_empty() { settings.selection.roles } else { args.instance_group_roles.clone() },
@@ -312,12 +294,12 @@ fn options(config: &ClusterConfig, args: &Args) -> RollOptions {
         OnStuckDrain::Skip => StuckDrain::Skip,
         OnStuckDrain::Ask => StuckDrain::Ask,
     });
-    RollOptions {
+    Ok(RollOptions {
         selection,
         force: settings.force || args.force,
         cloudonly: settings.cloudonly || args.cloudonly,
         interactive: args.interactive,
         on_stuck_drain: on_stuck_drain.or(settings.on_stuck_drain).or_else(|| std::io::stdin().is_terminal().then_some(StuckDrain::Ask)),
         ..settings
-    }
+    })
 }

@@ -14,9 +14,10 @@ use jiff::{SignedDuration, Timestamp};
 use kopsline_cloud::{AwsCloud, Cloud};
 use kopsline_core::lock::WORKING_LEASE;
 use kopsline_core::{Failure, Phase, Run, RunId};
-use kopsline_kube::{AccessOptions, KubeClient};
+use kopsline_kube::AccessOptions;
 use kopsline_lambda::{Deadline, clients, serve, telemetry};
-use kopsline_rolling::{ClusterSpec, Role, RollOptions, StuckDrain};
+use kopsline_roller::Target;
+use kopsline_rolling::{Role, RollOptions, StuckDrain};
 use kopsline_state::{ClusterState, LockFile, Runs, Stores};
 use serde::{Deserialize, Serialize};
 
@@ -83,13 +84,6 @@ struct Roll {
     cloud: Box<dyn Fn(&str) -> Arc<dyn Cloud> + Send + Sync>,
 }
 
-/// A run's cluster, and the ways to it.
-struct Target {
-    cloud: Arc<dyn Cloud>,
-    kubernetes: Option<KubeClient>,
-    cluster: ClusterSpec,
-}
-
 impl Roll {
     async fn handle(&self, request: Request, deadline: Deadline, now: Timestamp) -> Result<Answer, Failure> {
         match request {
@@ -110,29 +104,18 @@ impl Roll {
     async fn target(&self, run: &Run) -> Result<Target, Failure> {
         let cloud = (self.cloud)(&run.cluster.region);
         let live = ClusterState::read(&*self.stores, &run.cluster.state_store, &run.cluster.name).await?;
-        let cluster = kopsline_roller::cluster_spec(&live)?;
         let settings = &run.cluster.rolling_update;
-        let mut kubernetes = None;
-        if !settings.cloudonly {
-            let options = AccessOptions { api_server: settings.api_server.clone(), internal: settings.internal, admin: true };
-            kubernetes = Some(kopsline_roller::kubernetes(&live, &*self.stores, &*cloud, &options).await?);
-        }
-        Ok(Target { cloud, kubernetes, cluster })
+        let access = AccessOptions { api_server: settings.api_server.clone(), internal: settings.internal, admin: true };
+        Target::find(&live, &*self.stores, cloud, Some(&access).filter(|_| !settings.cloudonly)).await
     }
 }
 
 /// The cluster's settings as the planner takes them; `None` when the phase concerns none of the wanted roles.
 fn options(run: &Run, phase: Phase) -> Result<Option<RollOptions>, Failure> {
-    let mut options = kopsline_roller::options(&run.cluster.rolling_update);
+    let mut options = kopsline_roller::options(&run.cluster)?;
     // Whoever approved the roll by hand can be asked in the middle of it, too.
     if options.on_stuck_drain.is_none() && run.cluster.approvals.roll.asks(false) {
         options.on_stuck_drain = Some(StuckDrain::Ask);
-    }
-    if let Some(name) = run.cluster.rolling_update.instance_group_roles.iter().find(|name| Role::parse(name).is_none()) {
-        return Err(Failure::bad_input(format!(
-            "kopsline.yaml: cluster {}: rollingUpdate.instanceGroupRoles has the unknown role {name:?} (use control-plane, apiserver, node or bastion)",
-            run.cluster.name
-        )));
     }
     if phase == Phase::ControlPlane {
         let first = [Role::ControlPlane, Role::ApiServer];

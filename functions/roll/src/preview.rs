@@ -1,13 +1,12 @@
 //! What a rolling update would replace, for the person who approves it.
 
 use jiff::{SignedDuration, Timestamp};
-use kopsline_core::{Failure, FailureKind, Phase, Run, RunId, Stage, StageState};
-use kopsline_kube::Kubernetes as _;
+use kopsline_core::{Failure, Phase, Run, RunId, Stage, StageState};
 use kopsline_plan::PlanDocument;
 use kopsline_roller::StepError;
-use kopsline_rolling::{ClusterFacts, Inventory, Preview, classify, forecast, preview};
+use kopsline_rolling::{Forecast, Preview, forecast, preview};
 
-use crate::{Answer, Approval, Roll, Target, history, options};
+use crate::{Answer, Approval, Roll, history, options};
 
 impl Roll {
     /// Compares the cluster's instances with what their groups would launch today. Nothing is touched.
@@ -26,15 +25,14 @@ impl Roll {
             return Ok(Answer::Nothing);
         };
         let target = self.target(&run).await?;
-        let (inventory, facts) = look(&target).await?;
+        let (inventory, facts) = target.look().await?;
         let preview = preview(&inventory, &options.selection, options.force).map_err(StepError::from)?;
         self.runs.put_text(id, &phase.roll_document("preview.txt"), preview.table()).await?;
         self.runs.put_document(id, &phase.roll_document("preview.json"), &preview).await?;
         if preview.required {
             let history = history::read(&self.runs, &run).await?;
             let forecast = forecast(&inventory, facts.as_ref(), &options, Some(&preview), &history).map_err(StepError::from)?;
-            self.runs.put_text(id, &phase.roll_document("forecast.txt"), forecast.to_string()).await?;
-            self.runs.put_document(id, &phase.roll_document("forecast.json"), &forecast).await?;
+            self.keep(id, &phase.roll_document("forecast"), &forecast).await?;
         }
 
         self.previewed(id, note(&preview), Timestamp::now()).await?;
@@ -64,15 +62,20 @@ impl Roll {
         let changed = plan.map(|plan| plan.changed_groups).unwrap_or_default();
         let Some(options) = options(run, Phase::All)? else { return Ok(()) };
         let target = self.target(run).await?;
-        let (inventory, facts) = look(&target).await?;
+        let (inventory, facts) = target.look().await?;
         let inventory = inventory.expecting(&changed);
         let history = history::read(&self.runs, run).await?;
         let forecast = forecast(&inventory, facts.as_ref(), &options, None, &history).map_err(StepError::from)?;
         if forecast.groups.is_empty() {
             return Ok(());
         }
-        self.runs.put_text(id, "forecast.txt", forecast.to_string()).await?;
-        Ok(self.runs.put_document(id, "forecast.json", &forecast).await?)
+        self.keep(id, "forecast", &forecast).await
+    }
+
+    /// Keeps a forecast for people and for programs.
+    async fn keep(&self, id: &RunId, name: &str, forecast: &Forecast) -> Result<(), Failure> {
+        self.runs.put_text(id, &format!("{name}.txt"), forecast.to_string()).await?;
+        Ok(self.runs.put_document(id, &format!("{name}.json"), forecast).await?)
     }
 
     async fn previewed(&self, id: &RunId, note: String, now: Timestamp) -> Result<(), Failure> {
@@ -80,26 +83,6 @@ impl Roll {
         self.runs.event(id, now, Some(Stage::RollPreview), "roll-previewed", note).await?;
         Ok(())
     }
-}
-
-/// What is there, looked at once.
-async fn look(target: &Target) -> Result<(Inventory, Option<ClusterFacts>), Failure> {
-    let (observed, facts) = futures::join!(target.cloud.observe(&target.cluster.name), facts(target));
-    let mut observed = observed?;
-    observed.kubernetes = facts?;
-    let inventory = classify(&observed, &target.cluster).map_err(StepError::from)?;
-    Ok((inventory, observed.kubernetes))
-}
-
-/// What the Kubernetes API says; none for a roll that does without. A new cluster's API may need a while.
-async fn facts(target: &Target) -> Result<Option<ClusterFacts>, Failure> {
-    let Some(kubernetes) = &target.kubernetes else { return Ok(None) };
-    let facts = kubernetes.observe().await.map_err(|error| {
-        let message =
-            format!("{error}; without the Kubernetes API a roll cannot drain or validate (rollingUpdate.cloudonly rolls without both)");
-        Failure::new(Failure::transient_or(error.is_transient(), FailureKind::Failed), message)
-    })?;
-    Ok(Some(facts))
 }
 
 fn note(preview: &Preview) -> String {

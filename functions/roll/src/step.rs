@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use kopsline_core::{Failure, FailureKind, Phase, Run, RunId, Stage, StageState};
-use kopsline_kube::Kubernetes;
 use kopsline_roller::{Budget, StepOutcome, SystemClock, run_step};
 use kopsline_rolling::{Leftover, Preview, RollState};
 
@@ -37,7 +36,7 @@ impl Roll {
         let total = SignedDuration::try_from(remaining.min(LONGEST_STEP)).unwrap_or(SignedDuration::ZERO);
         let outcome = run_step(&kopsline_roller::Roll {
             cloud: &*target.cloud,
-            kubernetes: target.kubernetes.as_ref().map(|client| client as &dyn Kubernetes),
+            kubernetes: target.kubernetes(),
             checkpoints: &RecordCheckpoints::new(&self.runs, id, phase),
             desk: &RecordDesk::new(&self.runs, &run),
             clock: &SystemClock,

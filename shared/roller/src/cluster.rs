@@ -5,22 +5,25 @@ use std::sync::Arc;
 
 use jiff::SignedDuration;
 use kopsline_cloud::{Cloud, LoadBalancerClass};
-use kopsline_core::config::{PauseAfterConfig, RollingUpdateConfig, StuckDrainConfig};
-use kopsline_core::{Failure, FailureKind};
+use kopsline_core::config::{PauseAfterConfig, StuckDrainConfig};
+use kopsline_core::{ClusterConfig, Failure, FailureKind};
 use kopsline_kube::{
-    AccessOptions, ApiSpec, Credentials, FoundLoadBalancer, KubeClient, LoadBalancerKind, Minted, StoredKeyset, pick_load_balancer,
+    AccessOptions, ApiSpec, Credentials, FoundLoadBalancer, KubeClient, Kubernetes, LoadBalancerKind, Minted, StoredKeyset,
+    pick_load_balancer,
 };
-use kopsline_rolling::{ClusterSpec, PauseAfter, Role, RollOptions, Selection, StuckDrain};
+use kopsline_rolling::{ClusterFacts, ClusterSpec, Inventory, PauseAfter, Role, RollOptions, Selection, StuckDrain, classify};
 use kopsline_state::registry::{CONFIG, INSTANCE_GROUPS};
 use kopsline_state::{ClusterState, Stores};
 use serde_json::Value;
 use tracing::warn;
 
+use crate::driver::StepError;
+
 /// How long a certificate lives; it is made anew at half of it. kops' own are good for 18 hours.
 const CERTIFICATE_LIFETIME: SignedDuration = SignedDuration::from_hours(1);
 
 /// The cluster and its instance groups, as far as a roll needs them.
-pub fn cluster_spec(live: &ClusterState) -> Result<ClusterSpec, Failure> {
+fn cluster_spec(live: &ClusterState) -> Result<ClusterSpec, Failure> {
     let object = |name: &str, bytes: &[u8]| -> Result<Value, Failure> {
         serde_saphyr::from_slice(bytes).map_err(|error| {
             let place = &live.places.registry;
@@ -36,13 +39,71 @@ pub fn cluster_spec(live: &ClusterState) -> Result<ClusterSpec, Failure> {
     })
 }
 
-/// The settings of `kopsline.yaml` as the planner takes them. Unknown roles are left out: who reads the file refuses them.
-pub fn options(config: &RollingUpdateConfig) -> RollOptions {
-    RollOptions {
-        selection: Selection {
-            instance_groups: config.instance_groups.clone(),
-            roles: config.instance_group_roles.iter().filter_map(|name| Role::parse(name)).collect(),
-        },
+/// A cluster to roll, and the ways to it.
+pub struct Target {
+    /// The cloud of its region.
+    pub cloud: Arc<dyn Cloud>,
+    /// Its Kubernetes API; `None` for a roll that does without.
+    pub kubernetes: Option<KubeClient>,
+    /// The cluster as the state store has it.
+    pub cluster: ClusterSpec,
+}
+
+impl Target {
+    /// Finds the ways to a cluster; `access` says how to find its Kubernetes API, and is `None` for a roll that does without.
+    pub async fn find(
+        live: &ClusterState,
+        stores: &dyn Stores,
+        cloud: Arc<dyn Cloud>,
+        access: Option<&AccessOptions>,
+    ) -> Result<Self, Failure> {
+        let cluster = cluster_spec(live)?;
+        let kubernetes = match access {
+            Some(access) => Some(kubernetes(live, stores, &*cloud, access).await?),
+            None => None,
+        };
+        Ok(Self { cloud, kubernetes, cluster })
+    }
+
+    /// The Kubernetes API as a roll takes it.
+    pub fn kubernetes(&self) -> Option<&dyn Kubernetes> {
+        self.kubernetes.as_ref().map(|client| client as &dyn Kubernetes)
+    }
+
+    /// One look at the cloud and the cluster, for a preview or a forecast. A new cluster's API may need a while.
+    pub async fn look(&self) -> Result<(Inventory, Option<ClusterFacts>), Failure> {
+        let (observed, facts) = futures::join!(self.cloud.observe(&self.cluster.name), self.facts());
+        let mut observed = observed?;
+        observed.kubernetes = facts?;
+        let inventory = classify(&observed, &self.cluster).map_err(StepError::from)?;
+        Ok((inventory, observed.kubernetes))
+    }
+
+    async fn facts(&self) -> Result<Option<ClusterFacts>, Failure> {
+        let Some(kubernetes) = &self.kubernetes else { return Ok(None) };
+        let facts = kubernetes.observe().await.map_err(|error| {
+            let message = format!("{error}; without the Kubernetes API a roll cannot drain or validate (cloudonly rolls without both)");
+            Failure::new(Failure::transient_or(error.is_transient(), FailureKind::Failed), message)
+        })?;
+        Ok(Some(facts))
+    }
+}
+
+/// The settings of `kopsline.yaml` as the planner takes them. An unknown role is refused: left out, it could leave none,
+/// which stands for all.
+pub fn options(cluster: &ClusterConfig) -> Result<RollOptions, Failure> {
+    let config = &cluster.rolling_update;
+    let role = |name: &String| {
+        Role::parse(name).ok_or_else(|| {
+            Failure::bad_input(format!(
+                "kopsline.yaml: cluster {}: rollingUpdate.instanceGroupRoles has the unknown role {name:?} (use control-plane, apiserver, node or bastion)",
+                cluster.name
+            ))
+        })
+    };
+    let roles = config.instance_group_roles.iter().map(role).collect::<Result<_, _>>()?;
+    Ok(RollOptions {
+        selection: Selection { instance_groups: config.instance_groups.clone(), roles },
         force: config.force,
         cloudonly: config.cloudonly,
         bastion_interval: config.bastion_interval,
@@ -72,16 +133,11 @@ pub fn options(config: &RollingUpdateConfig) -> RollOptions {
             PauseAfterConfig::FirstOfEachGroup => PauseAfter::FirstOfEachGroup,
         }),
         pause_for: config.pause_for,
-    }
+    })
 }
 
 /// The cluster's Kubernetes API, entered as `kops export kubecfg --admin` does. Nothing is sent to it yet.
-pub async fn kubernetes(
-    live: &ClusterState,
-    stores: &dyn Stores,
-    cloud: &dyn Cloud,
-    options: &AccessOptions,
-) -> Result<KubeClient, Failure> {
+async fn kubernetes(live: &ClusterState, stores: &dyn Stores, cloud: &dyn Cloud, options: &AccessOptions) -> Result<KubeClient, Failure> {
     let config = String::from_utf8_lossy(config(live)?);
     let api = ApiSpec::parse(&config).map_err(|error| Failure::new(FailureKind::Failed, error.to_string()))?;
     let mut balancer = None;
@@ -127,9 +183,25 @@ fn host(server: &str) -> &str {
 mod tests {
     use super::*;
 
+    fn configured(rolling_update: &Value) -> ClusterConfig {
+        serde_json::from_value(serde_json::json!({
+            "name": "demo.k8s.local", "stateStore": "s3://state", "region": "eu-central-1", "kops": {"version": "1.36.2"},
+            "sources": ["c.yaml"], "rollingUpdate": rolling_update,
+        }))
+        .unwrap()
+    }
+
     #[test]
     fn the_defaults_of_the_file_are_the_planners() {
-        assert_eq!(options(&RollingUpdateConfig::default()), RollOptions::default());
+        assert_eq!(options(&configured(&serde_json::json!({}))).unwrap(), RollOptions::default());
+    }
+
+    #[test]
+    fn a_misspelled_role_does_not_stand_for_all() {
+        let roles = |names: &[&str]| options(&configured(&serde_json::json!({"instanceGroupRoles": names})));
+        assert_eq!(roles(&["node"]).unwrap().selection.roles, [Role::Node]);
+        let refused = roles(&["workers"]).unwrap_err();
+        assert!(refused.kind == FailureKind::BadInput && refused.message.contains(r#"unknown role "workers""#), "{refused}");
     }
 
     #[test]

@@ -191,7 +191,9 @@ pub async fn run_step(roll: &Roll<'_>) -> Result<StepOutcome, StepError> {
         let now = roll.clock.now();
         let wait = until.at.duration_since(now).max(SignedDuration::ZERO);
         let left = deadline.duration_since(now);
-        if wait > roll.budget.longest_sleep || wait.saturating_add(roll.budget.round) > left {
+        // What waits for a person is told at once: nobody answers what nobody was asked.
+        let for_a_person = matches!(until.reason, WaitReason::Question { .. } | WaitReason::Paused);
+        if for_a_person || wait > roll.budget.longest_sleep || wait.saturating_add(roll.budget.round) > left {
             return Ok(waiting(&after.state, &until, wait));
         }
         roll.clock.sleep(wait).await;
@@ -226,7 +228,7 @@ async fn observe(roll: &Roll<'_>) -> Result<Seen, StepError> {
     Ok(Seen { inventory: classify(&raw, roll.cluster)?, cluster })
 }
 
-/// What to tell the caller about a wait that is too long to be slept through.
+/// What to tell the caller about a wait that is not slept through.
 fn waiting(state: &RollState, until: &Until, wait: SignedDuration) -> StepOutcome {
     let summary = state.summary();
     info!(%summary, waits_for = %until.reason, "rolling update goes on");

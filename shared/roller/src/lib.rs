@@ -9,6 +9,6 @@ mod commands;
 mod driver;
 mod ports;
 
-pub use cluster::{cluster_spec, kubernetes, options};
+pub use cluster::{Target, options};
 pub use driver::{Budget, Roll, StepError, StepOutcome, run_step};
 pub use ports::{CheckpointError, Checkpoints, Clock, Desk, DeskError, Saved, SystemClock};

@@ -302,6 +302,20 @@ async fn a_checkpoint_of_another_cluster_is_refused() {
 }
 
 #[tokio::test]
+async fn a_question_is_put_at_once_however_long_a_step_may_sleep() {
+    let (world, checkpoints, people) = (World::new(), Memory::default(), People::default());
+    let hour = SignedDuration::from_hours(1);
+    let budget = Budget { total: hour, round: SignedDuration::from_secs(20), longest_sleep: hour };
+    let options = RollOptions { pause_after: Some(PauseAfter::FirstOfEachGroup), ..RollOptions::default() };
+    for _ in 0..2 {
+        let outcome = step_with(&world, &checkpoints, &people, options.clone(), budget).await.unwrap();
+        let StepOutcome::Asks { question, .. } = outcome else { panic!("{outcome:?}") };
+        assert_eq!(question.asked, world.now(), "nothing is slept through that waits for an answer");
+    }
+    assert_eq!(world.terminated(), ["cp-0"]);
+}
+
+#[tokio::test]
 async fn people_are_told_and_heard() {
     let (world, checkpoints, people) = (World::new(), Memory::default(), People::default());
     let options = RollOptions { pause_after: Some(PauseAfter::FirstOfEachGroup), ..RollOptions::default() };
