@@ -366,7 +366,6 @@ class Roll(OnKubernetes):
         self.assertEqual(third.returncode, 0, third.stderr)
         self.assertEqual(self.cluster.members("nodes-general") & before, set())
 
-
     def test_6_a_minor_version_goes_to_the_control_plane_before_the_nodes(self):
         before, begun = self.cluster.members(), time.time()
         changed = cluster.manifest(replace(LARGER, general="r6i.xlarge"), version=NEXT_VERSION)
