@@ -247,6 +247,22 @@ fn an_abort_finds_out_what_became_of_a_termination() {
 }
 
 #[test]
+fn an_abort_does_not_believe_a_list_that_may_be_late() {
+    let mut world = node_1(2);
+    let listed = world.machine("node-1a").clone();
+    world.kill = Some(Kill::After(7));
+    while world.executed < 7 {
+        world.step();
+    }
+    world.groups.get_mut("node-1").unwrap().machines.push(listed);
+    world.control.aborted = Some("ann".to_owned());
+    assert_eq!(world.step(), None, "it looks again");
+    world.groups.get_mut("node-1").unwrap().machines.retain(|machine| machine.id != "node-1a");
+    assert!(matches!(world.run(), Outcome::Aborted { .. }));
+    assert!(world.instance("node-1a").terminated.is_some());
+}
+
+#[test]
 fn what_cannot_be_given_back_is_told() {
     let mut world = node_1(2);
     world.pod("node-1a", "slow");

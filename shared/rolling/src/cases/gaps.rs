@@ -349,3 +349,31 @@ fn one_instance_at_a_time_and_a_question_after_each() {
     let asked = world.events.iter().filter(|event| matches!(event.what, What::Asked { .. })).count();
     assert_eq!(asked, 2);
 }
+
+#[test]
+fn what_is_still_drained_holds_nobody_back() {
+    let timeout = SignedDuration::from_mins(15);
+    let options =
+        RollOptions { wait_for_replacement: true, validate_count: 1, validation_timeout: timeout, drain_timeout: timeout, ..as_kops() };
+    let mut world = World::single(options, "node-1", Role::Node, 5, 5);
+    world.cluster.rolling_update = settings(0, Some(2));
+    world.pod("node-1b", "web");
+    world.budget("web", 2, 0);
+    assert!(is_done(&world.run()));
+    assert_eq!(
+        world.trace(),
+        "V+ T5 dr node-1a st node-1a V+ dr node-1b dr node-1c st node-1c V+ dr node-1d st node-1d V+ dr node-1e st node-1e V+ st node-1b V+"
+    );
+}
+
+#[test]
+fn a_cluster_that_does_not_validate_is_looked_at_ever_less_often() {
+    let options = RollOptions { wait_for_replacement: true, validate_count: 1, ..as_kops() };
+    let mut world = World::single(RollOptions { validation_timeout: SignedDuration::from_mins(3), ..options }, "node-1", Role::Node, 2, 1);
+    world.groups.get_mut("node-1").unwrap().launches = false;
+    assert!(reason(&world.run()).contains("has 1 of 2 instances in service"));
+    let since = world.instance("node-1a").terminated.unwrap();
+    let looks = world.events.iter().filter(|event| matches!(event.what, What::ValidationFailed { .. }));
+    let looks: Vec<_> = looks.map(|event| event.at.duration_since(since).as_secs()).collect();
+    assert_eq!(looks, [1, 6, 12, 24, 48, 78, 108, 138, 168, 180]);
+}

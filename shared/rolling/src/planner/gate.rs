@@ -15,8 +15,10 @@ use crate::validation::shortened;
 
 /// The pause between two validations of which the first passed.
 const RECHECK: SignedDuration = SignedDuration::from_secs(10);
-/// The pause after a validation that did not.
-const RETRY: SignedDuration = SignedDuration::from_secs(30);
+/// The pause after one that did not: as long as it has been waited for already, within these bounds. kOps' pause is always
+/// the longest.
+const SHORTEST_RETRY: SignedDuration = SignedDuration::from_secs(5);
+const LONGEST_RETRY: SignedDuration = SignedDuration::from_secs(30);
 /// Under `cloudonly`, how often to look whether a group is complete again: after as long as it has been waited for already,
 /// within these bounds. One look costs two or three calls for the whole cluster.
 const SHORTEST_POLL: SignedDuration = SignedDuration::from_secs(1);
@@ -136,7 +138,8 @@ impl Turn<'_> {
         }
         let deadline = self.deadline(&gate);
         if self.now < deadline {
-            let at = later(self.now, RETRY).min(deadline);
+            let pause = self.now.duration_since(gate.since).clamp(SHORTEST_RETRY, LONGEST_RETRY);
+            let at = later(self.now, pause).min(deadline);
             group.gate = Some(Gate { not_before: Some(at), passed: 0, ..gate });
             return self.wait(at, WaitReason::Validation { group: group.name.clone(), failures: words, deadline });
         }

@@ -13,6 +13,8 @@ use crate::state::{Call, Drain, GroupError, InstancePhase, InstanceRoll, Prepara
 
 /// How often to look whether the control plane is strong again.
 const POLL: SignedDuration = SignedDuration::from_secs(5);
+/// How long the cloud may list an instance as if nobody had terminated it.
+const SHOWN: SignedDuration = SignedDuration::from_secs(30);
 
 impl InstanceRoll {
     /// Whether something of it is in progress.
@@ -60,9 +62,15 @@ impl Turn<'_> {
             InstancePhase::Preparing { step, call } => return self.prepare(site, instance, step, call),
             InstancePhase::Draining(drain) => return self.drain(site, instance, drain),
             InstancePhase::Settling { since } => return self.settle(site, instance, since),
-            // An abort takes back what can be seen not to have happened.
-            InstancePhase::Terminating { .. } if self.aborting && self.fresh && self.is_still_there(&instance.id) => {
-                instance.phase = InstancePhase::Waiting;
+            // An abort takes back what can be seen not to have happened. What was refused will be tried later; without an answer
+            // the cloud's lists may show the instance for a while, though it is terminated.
+            InstancePhase::Terminating { not_before, .. } if self.aborting && self.fresh && self.is_still_there(&instance.id) => {
+                let shown = later(not_before, SHOWN);
+                if not_before > self.now || shown <= self.now {
+                    instance.phase = InstancePhase::Waiting;
+                } else {
+                    self.wait(shown, WaitReason::News { group: site.name.clone() });
+                }
             }
             InstancePhase::Terminating { attempts, not_before } if not_before <= self.now => {
                 instance.phase = InstancePhase::Terminating { attempts: attempts.saturating_add(1), not_before: self.now };

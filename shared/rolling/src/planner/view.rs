@@ -8,7 +8,7 @@ use super::turn::{Site, Turn};
 use crate::inventory::{CloudGroup, Instance, Inventory, Status};
 use crate::kubernetes::{BudgetFacts, ClusterFacts, NodeFacts, PodFacts};
 use crate::spec::{Manager, Role};
-use crate::state::GroupRoll;
+use crate::state::{GroupRoll, InstanceRoll};
 
 pub(super) struct View<'a> {
     inventory: &'a Inventory,
@@ -112,20 +112,26 @@ impl<'a> Turn<'a> {
         self.inventory.groups.values().filter(|other| other.spec.role == Role::ControlPlane)
     }
 
-    fn shortfall(&self, group: &CloudGroup, lacking: usize) -> Option<Shortfall> {
+    fn shortfall(&self, group: &CloudGroup, lacking: usize, draining: usize) -> Option<Shortfall> {
         // The size of a Karpenter group is not known here, so its replacements cannot be awaited.
         let target = if group.spec.manager == Manager::Karpenter { 0 } else { (group.target as usize).saturating_sub(lacking) };
-        let in_service = group.instances().filter(|instance| self.serves(instance)).count();
+        let in_service = group.instances().filter(|instance| self.serves(instance)).count() + draining;
         (in_service < target).then(|| Shortfall { group: group.spec.name.clone(), in_service, target })
     }
 
     /// How many instances in service the group lacks, those included that it lacked from the beginning.
     pub(super) fn lacks(&self, group: &CloudGroup) -> usize {
-        self.shortfall(group, 0).map_or(0, |short| short.target - short.in_service)
+        self.shortfall(group, 0, 0).map_or(0, |short| short.target - short.in_service)
     }
 
+    /// Whether every instance that went was replaced. Others of the group that are drained meanwhile serve until they are
+    /// terminated; that they are not too many is counted where the next one is begun.
     pub(super) fn complete(&self, group: &GroupRoll) -> Result<(), Incomplete> {
-        match self.relevant(group)?.into_iter().find_map(|cloud| self.shortfall(cloud, group.lacking)) {
+        let serves_still =
+            |instance: &&InstanceRoll| instance.phase.is_draining() && !instance.is_detached() && self.is_in_service(&instance.id);
+        let one_by_one = group.role == Role::ControlPlane;
+        let draining = if one_by_one { 0 } else { group.instances.iter().filter(serves_still).count() };
+        match self.relevant(group)?.into_iter().find_map(|cloud| self.shortfall(cloud, group.lacking, draining)) {
             Some(shortfall) => Err(Incomplete::Short(shortfall)),
             None => Ok(()),
         }
@@ -133,7 +139,7 @@ impl<'a> Turn<'a> {
 
     /// How many instances are missing.
     pub(super) fn down(&self, group: &GroupRoll) -> Result<usize, Incomplete> {
-        let short = self.relevant(group)?.into_iter().filter_map(|cloud| self.shortfall(cloud, group.lacking));
+        let short = self.relevant(group)?.into_iter().filter_map(|cloud| self.shortfall(cloud, group.lacking, 0));
         Ok(short.map(|short| short.target - short.in_service).sum())
     }
 
