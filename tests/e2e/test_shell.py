@@ -95,6 +95,7 @@ class Shell(unittest.TestCase):
 
     def test_2_the_same_command_asks_again_and_a_closed_input_leaves_it_open_too(self):
         terminal = self.roll()
+        self.assertIn("with the settings of then", terminal.said)
         terminal.type(CTRL_D)
         self.assertEqual(terminal.ended(), 1, terminal.said)
         self.assertIn("there is nobody to ask", terminal.said)

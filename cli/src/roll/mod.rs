@@ -14,7 +14,7 @@ use jiff::{SignedDuration, Timestamp};
 use kopsline_cloud::AwsCloud;
 use kopsline_core::{ClusterConfig, ClusterName, keys};
 use kopsline_kube::AccessOptions;
-use kopsline_roller::{Budget, StepOutcome, SystemClock, Target, run_step};
+use kopsline_roller::{Budget, Checkpoints as _, Saved, StepOutcome, SystemClock, Target, run_step};
 use kopsline_rolling::{
     Forecast, History, Outcome, Preview, Role, RollEvent, RollOptions, Selection, StuckDrain, Summary, forecast, preview,
 };
@@ -134,7 +134,16 @@ pub(crate) async fn run(context: &Context, format: Format, args: &Args) -> anyho
     let config = config.ok_or_else(|| clusters::no_such(&file))?;
     let progress = if format == Format::Json { Progress::silent() } else { Progress::aside() };
     let checkpoints = FileCheckpoints::new(args.state_dir.as_deref(), config)?;
-    let plan = Plan::find(context, config, args, &progress).await?;
+    let begun = if args.yes || args.abort { checkpoints.load().await? } else { None };
+    let options = match begun {
+        Some(Saved { state, .. }) => {
+            progress
+                .say(&format!("goes on with the roll that began {}, with the settings of then", state.started.strftime("%F %H:%M:%SZ")));
+            state.options
+        }
+        None => options(config, args)?,
+    };
+    let plan = Plan::find(context, config, args, options, &progress).await?;
 
     if args.simulate {
         return plan.rehearse(format, Chance { seed: args.seed, faults: args.faults }, &progress).await;
@@ -171,12 +180,17 @@ pub(crate) async fn run(context: &Context, format: Format, args: &Args) -> anyho
 }
 
 impl Plan {
-    async fn find(context: &Context, config: &ClusterConfig, args: &Args, progress: &Progress) -> anyhow::Result<Self> {
+    async fn find(
+        context: &Context,
+        config: &ClusterConfig,
+        args: &Args,
+        options: RollOptions,
+        progress: &Progress,
+    ) -> anyhow::Result<Self> {
         let stores = S3Stores::new(s3::client(&context.sdk));
         let reading = ClusterState::read(&stores, &config.state_store, &config.name);
         let live = progress.during(&format!("the state store of {}", config.name), reading).await?;
         let cloud = AwsCloud::new(&context.sdk.to_builder().region(Region::new(config.region.clone())).build());
-        let options = options(config, args)?;
         let settings = &config.rolling_update;
         let api_server = args.api_server.clone().or_else(|| settings.api_server.clone());
         let access = AccessOptions { api_server, internal: settings.internal, admin: true };
