@@ -264,7 +264,9 @@ impl crate::failure::Classify for ConfigError {
 impl ClustersFile {
     /// Reads the file and checks it against the deployment's limits.
     pub fn parse(text: &str, limits: &Limits) -> Result<Self, ConfigError> {
-        let file: Self = serde_saphyr::from_str(text).map_err(|error| ConfigError::Syntax(error.to_string()))?;
+        // The parser's text is made to stand alone; here it follows the file's name.
+        let syntax = |error: serde_saphyr::Error| ConfigError::Syntax(error.to_string().trim_start_matches("error: ").to_owned());
+        let file: Self = serde_saphyr::from_str(text).map_err(syntax)?;
         if file.version != 1 {
             return Err(ConfigError::Version(file.version));
         }

@@ -4,9 +4,9 @@
 
 use jiff::{SignedDuration, Timestamp};
 
-use super::later;
 use super::turn::{Site, Turn};
 use super::wait::WaitReason;
+use super::{MOMENT, later};
 use crate::command::{Action, Refusal};
 use crate::control::{About, Choice, Question};
 use crate::event::What;
@@ -254,7 +254,14 @@ impl Turn<'_> {
             deadline,
         };
         let is_held = drain.blocker.as_ref().is_some_and(|blocker| blocker.budget.is_some());
-        let at = if is_held { drain.not_before.max(later(self.now, SHORTEST_LOOK)) } else { later(self.now, look(self.now, drain.began)) };
+        let at = if !self.fresh && drain.not_before <= self.now {
+            // Nothing is evicted yet, for want of a look at the cordoned node.
+            later(self.now, MOMENT)
+        } else if is_held {
+            drain.not_before.max(later(self.now, SHORTEST_LOOK))
+        } else {
+            later(self.now, look(self.now, drain.began))
+        };
         self.wait(deadline.map_or(at, |deadline| if deadline > self.now { deadline.min(at) } else { at }), reason);
     }
 

@@ -6,7 +6,7 @@ use jiff::{SignedDuration, Timestamp};
 use super::turn::Turn;
 use super::view::{Incomplete, Shortfall};
 use super::wait::WaitReason;
-use super::{Abort, later};
+use super::{Abort, MOMENT, later};
 use crate::control::{About, Question};
 use crate::event::What;
 use crate::spec::Role;
@@ -78,7 +78,7 @@ impl Turn<'_> {
             Some(not_before) if not_before > self.now && (gate.passed == 0 || !self.fresh || self.see(group, &gate).is_well()) => {
                 self.wait(not_before, self.pause(group, &gate));
             }
-            _ if !self.fresh => self.wait(later(self.now, SHORTEST_POLL), WaitReason::News { group: group.name.clone() }),
+            _ if !self.fresh => self.wait(later(self.now, MOMENT), WaitReason::News { group: group.name.clone() }),
             _ => self.look(group, gate),
         }
         Ok(group.gate.is_none() && group.error.is_none())

@@ -29,6 +29,8 @@ use turn::Turn;
 use view::View;
 pub use wait::{Until, WaitReason};
 
+/// The pause before a look whose only purpose is to be newer than the last commands.
+const MOMENT: SignedDuration = SignedDuration::from_millis(100);
 /// When to look again where nothing else says it.
 const SOON: SignedDuration = SignedDuration::from_secs(1);
 
