@@ -1,19 +1,23 @@
 """`kopsline roll` at a terminal: what it asks, and what ends it."""
 
+import contextlib
 import os
 import pty
 import select
 import shutil
+import socket
 import tempfile
+import threading
 import time
 import unittest
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from e2e.harness import ROOT, STATE_STORE, Stack
 
 NAME = "demo.k8s.example.com"
 PROMPT = "go on? [continue/abort] "
-PATIENCE_SECONDS = 60
+PATIENCE_SECONDS = 120
 CTRL_C, CTRL_D = b"\x03", b"\x04"
 
 
@@ -54,6 +58,46 @@ class Terminal:
         return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
 
 
+class Road:
+    """The way to the emulated AWS, which can be closed."""
+
+    def __init__(self, url: str):
+        self._there, self._open = urlsplit(url), []
+        self._gate = socket.create_server(("127.0.0.1", 0))
+        self._address = self._gate.getsockname()
+        self.url = f"http://{self._address[0]}:{self._address[1]}"
+
+    def open(self) -> None:
+        """Lets in who waits already, and who comes."""
+        if self._gate.fileno() < 0:
+            self._gate = socket.create_server(self._address)
+        threading.Thread(target=self._let_in, args=[self._gate], daemon=True).start()
+
+    def close(self) -> None:
+        """Refuses connections from now on, and breaks those that are there."""
+        for end in (self._gate, *self._open):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+            end.close()
+        self._open.clear()
+
+    def _let_in(self, gate):
+        with contextlib.suppress(OSError):
+            while True:
+                here, _ = gate.accept()
+                there = socket.create_connection((self._there.hostname, self._there.port))
+                self._open += [here, there]
+                for ends in ((here, there), (there, here)):
+                    threading.Thread(target=_carry, args=ends, daemon=True).start()
+
+
+def _carry(source: socket.socket, sink: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        while data := source.recv(65536):
+            sink.sendall(data)
+        sink.shutdown(socket.SHUT_WR)
+
+
 class Shell(unittest.TestCase):
     """One roll that asks after the first instance of each group; each test goes on from where the one before ended."""
 
@@ -81,20 +125,20 @@ class Shell(unittest.TestCase):
     def instances(cls) -> set[str]:
         return set().union(*cls.stack.instances(NAME).values())
 
-    def roll(self) -> Terminal:
-        command, environment = self.stack.kopsline_command("roll", NAME, "--directory", str(self.tree), "--state-dir", str(self.home))
-        terminal = Terminal([*command, "--yes", "--force"], environment | {"USER": "ann", "TERM": "xterm"})
-        terminal.until(PROMPT)
-        return terminal
+    def roll(self, **environment: str) -> Terminal:
+        command, usual = self.stack.kopsline_command("roll", NAME, "--directory", str(self.tree), "--state-dir", str(self.home))
+        return Terminal([*command, "--yes", "--force"], usual | {"USER": "ann", "TERM": "xterm"} | environment)
 
     def test_1_a_question_is_asked_and_ctrl_c_leaves_it_open(self):
         terminal = self.roll()
+        terminal.until(PROMPT)
         terminal.type(CTRL_C)
         self.assertEqual(terminal.ended(), 1, terminal.said)
         self.assertIn("interrupted", terminal.said)
 
     def test_2_the_same_command_asks_again_and_a_closed_input_leaves_it_open_too(self):
         terminal = self.roll()
+        terminal.until(PROMPT)
         self.assertIn("with the settings of then", terminal.said)
         terminal.type(CTRL_D)
         self.assertEqual(terminal.ended(), 1, terminal.said)
@@ -104,6 +148,7 @@ class Shell(unittest.TestCase):
         left = self.before & self.instances()
         self.assertTrue(left, "a part is replaced")
         terminal = self.roll()
+        terminal.until(PROMPT)
         terminal.type(b"perhaps\n")
         terminal.until(PROMPT)
         terminal.type(b"abort\n")
@@ -111,6 +156,20 @@ class Shell(unittest.TestCase):
         self.assertIn("ann answered question", terminal.said)
         self.assertEqual(self.before & self.instances(), left, "nothing further is replaced")
         self.assertNotIn(PROMPT, terminal.said.split("abort\r\n")[-1])
+
+    def test_4_an_outage_of_aws_is_outlived(self):
+        road = Road(self.stack.places["aws_url"])
+        self.addCleanup(road.close)
+        # Begun before there are threads, which a fork must not have beside it.
+        terminal = self.roll(AWS_ENDPOINT_URL=road.url)
+        road.open()
+        terminal.until(" is terminated")
+        road.close()
+        terminal.until("tries again in ")
+        road.open()
+        terminal.until(PROMPT)
+        terminal.type(b"abort\n")
+        self.assertEqual(terminal.ended(), 3, terminal.said)
 
 
 if __name__ == "__main__":

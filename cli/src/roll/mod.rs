@@ -7,8 +7,9 @@ mod hold;
 use std::io::IsTerminal as _;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
-use anyhow::anyhow;
+use anyhow::{Context as _, anyhow};
 use aws_config::Region;
 use jiff::{SignedDuration, Timestamp};
 use kopsline_cloud::AwsCloud;
@@ -19,7 +20,7 @@ use kopsline_rolling::{
     Forecast, History, Outcome, Preview, Role, RollEvent, RollOptions, Selection, StuckDrain, Summary, forecast, preview,
 };
 use kopsline_simulator::{Chance, rehearse};
-use kopsline_state::{ClusterState, S3Stores, s3};
+use kopsline_state::{ClusterState, S3Stores, backoff, s3};
 use serde::Serialize;
 
 use self::checkpoints::FileCheckpoints;
@@ -32,6 +33,10 @@ use crate::{Ended, NOT_AS_WISHED, clusters};
 
 /// A shell waits for the roll itself, so a step ends only with the roll, a question or an order.
 const STEP: SignedDuration = SignedDuration::from_mins(10);
+/// How often in a row a step may fail by what may pass, each time after the clients' own attempts, and the pauses between.
+const MOST_FAILURES: u32 = 8;
+const FIRST_PAUSE: Duration = Duration::from_secs(5);
+const LONGEST_PAUSE: Duration = Duration::from_mins(1);
 /// What a round of observing, deciding and acting takes at most where AWS is well.
 const ROUND: SignedDuration = SignedDuration::from_secs(20);
 
@@ -243,11 +248,24 @@ impl Plan {
             approved: None,
             budget: Budget { total: STEP, round: ROUND, longest_sleep: STEP },
         };
+        let mut failures = 0;
         loop {
-            match run_step(&roll).await? {
+            let outcome = match run_step(&roll).await {
+                Err(error) if error.is_transient() && failures < MOST_FAILURES => {
+                    let pause = backoff::delay(failures, FIRST_PAUSE, LONGEST_PAUSE);
+                    failures += 1;
+                    let error = anyhow::Error::from(error);
+                    progress.say(&output::printable(&format!("{error:#}; tries again in {} s", pause.as_secs())));
+                    tokio::time::sleep(pause).await;
+                    continue;
+                }
+                result => result.context("the roll stands still; the same command goes on with it")?,
+            };
+            failures = 0;
+            match outcome {
                 StepOutcome::Progress { wait_seconds, waits_for, summary } => {
                     progress.waiting_for(&format!("{summary}; waits for {waits_for}"));
-                    tokio::time::sleep(std::time::Duration::from_secs(wait_seconds)).await;
+                    tokio::time::sleep(Duration::from_secs(wait_seconds)).await;
                 }
                 StepOutcome::Asks { question, .. } => tokio::select! {
                     answered = desk.ask(&question) => answered?,

@@ -133,7 +133,7 @@ fn starts(before: &RollState, after: &RollState, observation: &Observation<'_>) 
     }
     let mut gone = BTreeMap::new();
     for instance in after.groups.iter().flat_map(|group| &group.instances) {
-        if instance.phase.is_condemned() && instance.terminated.is_some() {
+        if instance.phase.is_condemned() {
             gone.insert(instance.id.clone(), Leaving::Terminated);
         } else if instance.detached.is_some() {
             gone.insert(instance.id.clone(), Leaving::Detached);

@@ -275,7 +275,9 @@ impl Monitor {
                 if drains && self.selected.contains(&instance.id) && self.begun.insert(id) {
                     self.starting(world, id, &group.name, view, false);
                     self.take(world, id, view);
-                } else if instance.phase == InstancePhase::Waiting && self.taken.get(&id).is_some_and(|taken| taken.terminated.is_none()) {
+                } else if matches!(instance.phase, InstancePhase::Waiting | InstancePhase::Skipped { .. })
+                    && self.taken.get(&id).is_some_and(|taken| taken.terminated.is_none())
+                {
                     self.begun.remove(&id);
                     self.taken.remove(&id);
                 }
@@ -464,9 +466,15 @@ impl Monitor {
         // Where several are in hand, one may go while the cluster is looked at for another.
         let one_by_one = self.starts.get(group).is_some_and(|start| start.allowed == 1);
         if self.removals.get(group).is_some_and(|removed| *removed < view.at) && wanted > 0 && one_by_one {
-            let (mut run, mut longest, mut last) = (0, 0, None);
-            for view in self.views.iter().rev().filter(|view| last.replace(view.at) != Some(view.at)) {
-                run = if ailing(view).is_none() { run + 1 } else { 0 };
+            let (mut run, mut longest) = (0, 0);
+            let mut views = self.views.iter().rev().peekable();
+            while let Some(view) = views.next() {
+                let mut well = ailing(view).is_none();
+                // Of two hosts at one moment each goes by what it has seen itself, one of them by a list that was late.
+                while let Some(other) = views.next_if(|other| other.at == view.at) {
+                    well = well || ailing(other).is_none();
+                }
+                run = if well { run + 1 } else { 0 };
                 longest = longest.max(run);
                 if longest >= wanted {
                     break;

@@ -3,9 +3,9 @@
 
 use jiff::{SignedDuration, Timestamp};
 
-use super::later;
 use super::turn::{Called, Site, Turn};
 use super::wait::WaitReason;
+use super::{MOMENT, later};
 use crate::command::Action;
 use crate::event::What;
 use crate::spec::{Manager, Role};
@@ -64,12 +64,12 @@ impl Turn<'_> {
             InstancePhase::Settling { since } => return self.settle(site, instance, since),
             // An abort takes back what can be seen not to have happened. What was refused will be tried later; without an answer
             // the cloud's lists may show the instance for a while, though it is terminated.
-            InstancePhase::Terminating { not_before, .. } if self.aborting && self.fresh && self.is_still_there(&instance.id) => {
-                let shown = later(not_before, SHOWN);
-                if not_before > self.now || shown <= self.now {
+            InstancePhase::Terminating { not_before, .. } if self.aborting && self.is_still_there(&instance.id) => {
+                let known = if not_before > self.now { self.now } else { later(not_before, SHOWN) };
+                if self.fresh && known <= self.now {
                     instance.phase = InstancePhase::Waiting;
                 } else {
-                    self.wait(shown, WaitReason::News { group: site.name.clone() });
+                    self.wait(known.max(later(self.now, MOMENT)), WaitReason::News { group: site.name.clone() });
                 }
             }
             InstancePhase::Terminating { attempts, not_before } if not_before <= self.now => {
