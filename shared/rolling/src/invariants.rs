@@ -132,8 +132,11 @@ fn starts(before: &RollState, after: &RollState, observation: &Observation<'_>) 
         return Ok(());
     }
     let mut gone = BTreeMap::new();
-    for instance in after.groups.iter().flat_map(|group| &group.instances) {
-        if instance.phase.is_condemned() {
+    let pairs = before.groups.iter().zip(&after.groups).flat_map(|(old, new)| old.instances.iter().zip(&new.instances));
+    for (old, instance) in pairs {
+        // What is only now decided on was looked at as it stood before.
+        let is_known = instance.terminated.is_some() || old.phase.is_condemned();
+        if instance.phase.is_condemned() && is_known {
             gone.insert(instance.id.clone(), Leaving::Terminated);
         } else if instance.detached.is_some() {
             gone.insert(instance.id.clone(), Leaving::Detached);

@@ -38,6 +38,8 @@ pub struct Ailment {
     pub control_plane: bool,
     /// Whether it may be put up with where it was there before the roll.
     pub excusable: bool,
+    /// Whether its node is no known instance's: it stands in nobody's way, but may be known when the instance shows.
+    pub of_nobody: bool,
     /// How many instances the group lacks, if that is what it is.
     pub lacking: usize,
 }
@@ -56,7 +58,7 @@ pub struct Reading<'a> {
 impl Ailment {
     /// Whether it keeps a roll from taking an instance of a group (kOps 1.36 `pkg/instancegroups`).
     pub fn concerns(&self, group: &str) -> bool {
-        self.control_plane || self.group.as_deref().is_none_or(|own| own == group)
+        !self.of_nobody && (self.control_plane || self.group.as_deref().is_none_or(|own| own == group))
     }
 }
 
@@ -134,13 +136,26 @@ impl<'a> Reading<'a> {
     /// Something ails the members of a group; those of the control plane are never put up with, for etcd depends on them.
     fn ail(&mut self, group: &GroupSpec, what: String, lacking: usize) {
         let control_plane = group.role == Role::ControlPlane;
-        self.ailments.push(Ailment { what, group: Some(group.name.clone()), control_plane, excusable: !control_plane, lacking });
+        self.ailments.push(Ailment {
+            what,
+            group: Some(group.name.clone()),
+            control_plane,
+            excusable: !control_plane,
+            of_nobody: false,
+            lacking,
+        });
     }
 
     fn examine(&mut self, facts: &ClusterFacts, spec: &ClusterSpec, nodes: &HashMap<&str, &NodeFacts>) {
         if facts.api_name != ApiName::Fine {
-            self.ailments =
-                vec![Ailment { what: "the API's name".to_owned(), group: None, control_plane: false, excusable: false, lacking: 0 }];
+            self.ailments = vec![Ailment {
+                what: "the API's name".to_owned(),
+                group: None,
+                control_plane: false,
+                excusable: false,
+                of_nobody: false,
+                lacking: 0,
+            }];
             return;
         }
         let mut of_node: HashMap<&str, &GroupSpec> = HashMap::new();
@@ -192,14 +207,12 @@ impl<'a> Reading<'a> {
             // node is gone, its pods say nothing.
             let of_its_node = pod.priority_class == "system-node-critical";
             let group = of_node.get(pod.node.as_str()).filter(|_| of_its_node);
-            if of_its_node && group.is_none() {
-                continue;
-            }
             self.ailments.push(Ailment {
                 what,
                 group: group.map(|group| group.name.clone()),
                 control_plane: group.is_some_and(|group| group.role == Role::ControlPlane),
                 excusable: true,
+                of_nobody: of_its_node && group.is_none(),
                 lacking: 0,
             });
         }
@@ -207,7 +220,7 @@ impl<'a> Reading<'a> {
             for app in ["kube-apiserver", "kube-controller-manager", "kube-scheduler"] {
                 if !node.addresses.iter().any(|address| has.contains(&(address.as_str(), app))) {
                     let what = format!("{app} is missing on {}", node.name);
-                    self.ailments.push(Ailment { what, group: None, control_plane: true, excusable: true, lacking: 0 });
+                    self.ailments.push(Ailment { what, group: None, control_plane: true, excusable: true, of_nobody: false, lacking: 0 });
                 }
             }
         }

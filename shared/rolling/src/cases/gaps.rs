@@ -377,3 +377,19 @@ fn a_cluster_that_does_not_validate_is_looked_at_ever_less_often() {
     let looks: Vec<_> = looks.map(|event| event.at.duration_since(since).as_secs()).collect();
     assert_eq!(looks, [0, 5, 10, 20, 40, 70, 100, 130, 160, 180]);
 }
+
+#[test]
+fn what_only_the_nodes_tell_is_reported_though_the_api_is_away_in_the_end() {
+    let mut world = World::single(RollOptions { suspend_rebalance: true, ..as_kops() }, "node-1", Role::Node, 2, 0);
+    world.cluster.groups[0].rolling_update.drain_and_terminate = Some(false);
+    // Suspended, tainted; killed before `AZRebalance` is resumed.
+    world.kill = Some(Kill::Before(3));
+    world.machine("node-1a").needs_update = true;
+    let mut looks = 0;
+    world.say = Box::new(move |_, _| {
+        looks += 1;
+        if looks > 1 { Err("connection refused".to_owned()) } else { Ok(()) }
+    });
+    let Outcome::Done { still_need_update } = world.run() else { panic!() };
+    assert_eq!(still_need_update.iter().map(|left| left.instance.as_str()).collect::<Vec<_>>(), ["node-1a"]);
+}

@@ -24,7 +24,7 @@ use crate::invariants;
 use crate::inventory::Inventory;
 use crate::kubernetes::ClusterFacts;
 use crate::spec::Role;
-use crate::state::{GroupError, GroupPhase, GroupRoll, InstancePhase, Leftover, LeftoverReason, Outcome, RollState};
+use crate::state::{GroupError, GroupPhase, GroupRoll, InstancePhase, Leftover, LeftoverReason, Origin, Outcome, RollState};
 use turn::Turn;
 use view::View;
 pub use wait::{Until, WaitReason};
@@ -249,9 +249,15 @@ fn leftovers(state: &RollState, inventory: &Inventory) -> Vec<Leftover> {
     use std::collections::{BTreeMap, HashSet};
     let mut condemned = HashSet::new();
     let mut reasons = BTreeMap::new();
+    // Without the nodes and their annotations, what needed an update in the beginning still does.
+    let mut needed = HashSet::new();
+    let blind = !inventory.nodes_known && !state.options.cloudonly;
     for group in &state.groups {
         for instance in &group.instances {
             let id = instance.id.as_str();
+            if blind && instance.origin == Origin::NeedsUpdate {
+                needed.insert(id);
+            }
             match instance.phase {
                 InstancePhase::Skipped { .. } => drop(reasons.insert(id, (group.name.as_str(), LeftoverReason::Skipped))),
                 _ if instance.phase.is_condemned() => drop(condemned.insert(id)),
@@ -270,7 +276,7 @@ fn leftovers(state: &RollState, inventory: &Inventory) -> Vec<Leftover> {
         for (instance, needs_update) in needing.chain(group.ready.iter().map(|instance| (instance, false))) {
             let reason = reasons.get(instance.id.as_str()).map(|(_, reason)| *reason);
             // Under force an up-to-date instance had to be replaced too.
-            let wanted = needs_update || reason == Some(LeftoverReason::Skipped);
+            let wanted = needs_update || reason == Some(LeftoverReason::Skipped) || needed.contains(instance.id.as_str());
             if wanted && !condemned.contains(instance.id.as_str()) {
                 leftovers.push(Leftover { group: name.clone(), instance: instance.id.clone(), why: reason.unwrap_or_default() });
             }
