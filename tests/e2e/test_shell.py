@@ -13,7 +13,8 @@ import unittest
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from e2e.harness import ROOT, STATE_STORE, Stack
+from e2e.harness import STATE_STORE, Stack
+from sam.forward import pump
 
 NAME = "demo.k8s.example.com"
 PROMPT = "go on? [continue/abort] "
@@ -88,14 +89,7 @@ class Road:
                 there = socket.create_connection((self._there.hostname, self._there.port))
                 self._open += [here, there]
                 for ends in ((here, there), (there, here)):
-                    threading.Thread(target=_carry, args=ends, daemon=True).start()
-
-
-def _carry(source: socket.socket, sink: socket.socket) -> None:
-    with contextlib.suppress(OSError):
-        while data := source.recv(65536):
-            sink.sendall(data)
-        sink.shutdown(socket.SHUT_WR)
+                    threading.Thread(target=pump, args=ends, daemon=True).start()
 
 
 class Shell(unittest.TestCase):

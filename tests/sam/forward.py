@@ -42,13 +42,13 @@ class _Server(socketserver.ThreadingTCPServer):
 class _Connection(socketserver.BaseRequestHandler):
     def handle(self) -> None:
         with socket.create_connection(("127.0.0.1", self.server.server_address[1])) as inner:
-            answers = threading.Thread(target=_pump, args=(inner, self.request), daemon=True)
+            answers = threading.Thread(target=pump, args=(inner, self.request), daemon=True)
             answers.start()
-            _pump(self.request, inner)
+            pump(self.request, inner)
             answers.join()
 
 
-def _pump(source: socket.socket, sink: socket.socket) -> None:
+def pump(source: socket.socket, sink: socket.socket) -> None:
     """Copies until `source` has no more, then says so to `sink`."""
     try:
         while data := source.recv(65536):

@@ -140,6 +140,10 @@ pub(crate) async fn run(context: &Context, format: Format, args: &Args) -> anyho
     let progress = if format == Format::Json { Progress::silent() } else { Progress::aside() };
     let checkpoints = FileCheckpoints::new(args.state_dir.as_deref(), config)?;
     let begun = if args.yes || args.abort { checkpoints.load().await? } else { None };
+    if args.abort && begun.is_none() {
+        output::line("There is no unfinished roll of this cluster.");
+        return Ok(Ended::Well);
+    }
     let options = match begun {
         Some(Saved { state, .. }) => {
             progress
@@ -164,10 +168,6 @@ pub(crate) async fn run(context: &Context, format: Format, args: &Args) -> anyho
                 }
             }
         }
-        return Ok(Ended::Well);
-    }
-    if args.abort && !checkpoints.exists() {
-        output::line("There is no unfinished roll of this cluster.");
         return Ok(Ended::Well);
     }
     let hold = Hold::take(context, config).await?;
