@@ -5,6 +5,7 @@ Run: STACK_KUBERNETES="$(tools/kubernetes/get)" PYTHONPATH=tests .../bin/python 
 
 import base64
 import datetime
+import itertools
 import json
 import os
 import shutil
@@ -302,18 +303,21 @@ class Workloads(unittest.TestCase):
         self.addCleanup(API.delete, f"/api/v1/namespaces/{self.namespace}")
         self.nodes = [f"{self.namespace}-{n}" for n in range(2)]
         for name in self.nodes:
-            API.create(
-                "/api/v1/nodes",
-                {
-                    "metadata": {
-                        "name": name,
-                        "annotations": {"kwok.x-k8s.io/node": "fake"},
-                        "labels": {"test": self.namespace},
-                    },
-                    "status": {"allocatable": {"cpu": "8", "memory": "8Gi", "pods": "110"}},
+            self.add_node(name)
+
+    def add_node(self, name: str) -> None:
+        API.create(
+            "/api/v1/nodes",
+            {
+                "metadata": {
+                    "name": name,
+                    "annotations": {"kwok.x-k8s.io/node": "fake"},
+                    "labels": {"test": self.namespace},
                 },
-            )
-            self.addCleanup(API.delete, f"/api/v1/nodes/{name}")
+                "status": {"allocatable": {"cpu": "8", "memory": "8Gi", "pods": "110"}},
+            },
+        )
+        self.addCleanup(API.delete, f"/api/v1/nodes/{name}")
 
     def path(self, kind: str, group: str = "api/v1") -> str:
         return f"/{group}/namespaces/{self.namespace}/{kind}"
@@ -405,13 +409,36 @@ class Workloads(unittest.TestCase):
         for name in self.nodes:
             eventually(lambda name=name: is_ready(nodes()[name]))
             stop_kubelet(API, name)
-        # kwok has to hear of it before the pod is deleted.
-        time.sleep(DELAYS.pod_deletion)
+        alive = self.path("pods/alive")
+        self.run_on_a_newer_node("alive")
         API.delete(self.path(f"pods/{pods[0]}"))
-        # Longer than a living kubelet takes.
-        time.sleep(2 * DELAYS.pod_deletion)
+        # Deleted later, so that its kubelet is through with it later than that of the other would be.
+        API.delete(alive)
+        eventually(lambda: API.find(alive) is None)
         self.assertIn("deletionTimestamp", API.get(self.path(f"pods/{pods[0]}"))["metadata"])
         self.assertFalse(any(is_ready(nodes()[name]) for name in self.nodes))
+
+    def run_on_a_newer_node(self, pod: str) -> None:
+        """Returns once a pod is ready on a node that is newer than everything else.
+
+        kwok makes a pod ready only if it has heard that it holds its node's lease itself, and it hears of leases in the
+        order of their changes: by then it has heard of the kubelets that ended before, however busy the machine is.
+        """
+        name = f"{self.namespace}-newer"
+        self.add_node(name)
+        eventually(lambda: is_ready(nodes()[name]))
+        body = self.template(**{"pod-ready.stage.kwok.x-k8s.io/delay": "0s"})
+        body["metadata"]["name"] = pod
+        body["spec"]["nodeName"] = name
+        API.create(self.path("pods"), body)
+        looks = itertools.count()
+
+        def ready() -> bool:
+            # What kwok passed over because it had not heard yet, it looks at again when it changes.
+            API.patch(self.path(f"pods/{pod}"), {"metadata": {"annotations": {"look": str(next(looks))}}})
+            return is_ready(API.get(self.path(f"pods/{pod}")))
+
+        eventually(ready)
 
 
 @needs_program

@@ -367,6 +367,41 @@ fn what_is_still_drained_holds_nobody_back() {
 }
 
 #[test]
+fn what_was_drained_and_taken_back_counts_as_missing() {
+    let options = RollOptions {
+        wait_for_replacement: true,
+        validate_count: 0,
+        validation_timeout: SignedDuration::from_mins(15),
+        post_drain_delay: SignedDuration::from_secs(2),
+        ..as_kops()
+    };
+    let mut world = World::single(options, "node-1", Role::Node, 5, 5);
+    world.cluster.rolling_update = settings(0, Some(3));
+    let mut refusals =
+        vec![("cordon", "node-1c"), ("cordon", "node-1d"), ("terminate", "node-1b"), ("cordon", "node-1c"), ("cordon", "node-1d")];
+    world.refuse = Box::new(move |command| {
+        let call = serde_json::to_string(&command.action).unwrap();
+        let found = refusals.iter().position(|(kind, on)| call.contains(kind) && call.contains(on))?;
+        refusals.remove(found);
+        Some(refusal(Refusal::Transient, "Throttling"))
+    });
+    // The first one went alone. By now node-1b is drained, node-1c and node-1d are not cordoned yet, and all three wait.
+    world.until(|wait| matches!(&wait.reason, WaitReason::Retry { instance, .. } if instance == "node-1b"));
+    let group = world.groups.get_mut("node-1").unwrap();
+    group.launches = false;
+    group.machines.retain(|machine| machine.id != "node-1e");
+    let died = world.now;
+    world.until(|wait| wait.at.duration_since(died) > SignedDuration::from_mins(1));
+    let cordoned = |action: &Action| matches!(action, Action::Cordon { .. });
+    assert_eq!(world.done.iter().filter(|action| cordoned(action)).count(), 3, "{}", world.trace());
+    assert!(!world.machine("node-1d").cordoned);
+    world.groups.get_mut("node-1").unwrap().launches = true;
+    world.launch("node-1");
+    assert!(is_done(&world.run()));
+    assert_eq!((world.left_in("node-1"), world.scars()), (0, vec![]));
+}
+
+#[test]
 fn a_cluster_that_does_not_validate_is_looked_at_ever_less_often() {
     let options = RollOptions { wait_for_replacement: true, validate_count: 1, ..as_kops() };
     let mut world = World::single(RollOptions { validation_timeout: SignedDuration::from_mins(3), ..options }, "node-1", Role::Node, 2, 1);

@@ -214,9 +214,23 @@ impl Turn<'_> {
     /// How many instances a group lacks, those included that are on their way out, but for `others`; `None` where that is
     /// not known. Detached ones are not missed by the cloud, but they served.
     fn missing(&self, group: &GroupRoll, others: &HashSet<String>) -> Option<usize> {
-        let leaving = |instance: &&InstanceRoll| instance.is_detached() && instance.phase.is_in_flight() && !others.contains(&instance.id);
-        let detached = if self.options.cloudonly { 0 } else { group.instances.iter().filter(leaving).count() };
-        self.down(group).ok().map(|down| down + detached)
+        let leaving = |instance: &&InstanceRoll| {
+            let detached = instance.is_detached() && instance.phase.is_in_flight() && !self.options.cloudonly;
+            (detached || self.is_taken_back(instance)) && !others.contains(&instance.id)
+        };
+        let leaving = group.instances.iter().filter(leaving).count();
+        self.down(group).ok().map(|down| down + leaving)
+    }
+
+    /// Whether an instance was begun, had to wait for another turn, and serves as far as the cloud knows: its node may be
+    /// cordoned or even drained.
+    fn is_taken_back(&self, instance: &InstanceRoll) -> bool {
+        instance.phase == InstancePhase::Waiting && instance.started.is_some() && self.serves_now(instance)
+    }
+
+    /// Whether the group would lose an instance by losing this one. A detached one serves, though the cloud does not count it.
+    fn serves_now(&self, instance: &InstanceRoll) -> bool {
+        if instance.is_detached() { !self.options.cloudonly } else { self.is_in_service(&instance.id) }
     }
 
     /// Whether a group of which so many are `down` may lose this instance too; `None` where that is not known.
@@ -348,9 +362,12 @@ impl Turn<'_> {
             if in_flight >= limit || blocked {
                 break;
             }
-            // An instance that does not serve can be replaced without taking anything away. A detached one serves, though
-            // the cloud does not count it.
-            let serves = if instance.is_detached() { !self.options.cloudonly } else { self.is_in_service(&instance.id) };
+            // What is counted already is taken again in the same place.
+            if waits && self.is_taken_back(instance) {
+                down = down.map(|down| down.saturating_sub(1));
+            }
+            // An instance that does not serve can be replaced without taking anything away.
+            let serves = self.serves_now(instance);
             let counted = if serves { down } else { down.map(|_| 0) };
             blocked = !self.may_lose(site.role, &instance.id, counted, limit);
             if blocked {
