@@ -2,7 +2,7 @@
 .DEFAULT_GOAL := help
 ARGS ?=
 
-.PHONY: help setup demo test bench lint build clean
+.PHONY: help setup demo test bench rolls lint build clean
 
 help: ## list these commands
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 8
@@ -22,6 +22,9 @@ build: ## the functions for Lambda on this machine's architecture, and the kopsl
 
 bench: ## times and sizes, beside their goals
 	@tools/bench $(ARGS)
+
+rolls: ## a million simulated rolls with faults, held to every rule; half an hour on two cores
+	@cargo run --profile fast --locked -p kopsline-simulator --bin simulate -- --rolls 1000000 $(ARGS)
 
 lint: ## formatting, clippy, state machines, template
 	@tools/test format machines lint tools

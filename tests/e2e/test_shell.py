@@ -102,9 +102,8 @@ class Shell(unittest.TestCase):
         cls.stack = Stack(cls.home / "stack", deployed=False)
         cls.addClassCleanup(cls.stack.stop)
         cls.tree = cls.stack.work_tree(cls.home / "tree")
-        settings = cls.tree / "kopsline.yaml"
-        asking = settings.read_text().replace("cloudonly: true", "cloudonly: true\n    pauseAfter: first-of-each-group")
-        settings.write_text(asking)
+        cls.settings = (cls.tree / "kopsline.yaml").read_text()
+        cls.configure("pauseAfter: first-of-each-group")
         store = f"--state=s3://{STATE_STORE}"
         for words in (
             ["replace", "--force", "-f", str(cls.tree / "cluster.yaml"), store],
@@ -114,6 +113,12 @@ class Shell(unittest.TestCase):
             if done.returncode:
                 raise AssertionError(f"kops {words}: {done.stderr}")
         cls.before = cls.instances()
+
+    @classmethod
+    def configure(cls, *more: str) -> None:
+        """Writes the cluster's settings, with these beside what the tests of all have."""
+        lines = "".join(f"\n    {line}" for line in more)
+        (cls.tree / "kopsline.yaml").write_text(cls.settings.replace("cloudonly: true", f"cloudonly: true{lines}"))
 
     @classmethod
     def instances(cls) -> set[str]:
@@ -164,6 +169,14 @@ class Shell(unittest.TestCase):
         terminal.until(PROMPT)
         terminal.type(b"abort\n")
         self.assertEqual(terminal.ended(), 3, terminal.said)
+
+    def test_5_a_question_that_nobody_answers_in_time_answers_itself(self):
+        self.configure("pauseAfter: first-of-each-group", "pauseFor: 5s")
+        terminal = self.roll()
+        terminal.until(PROMPT)
+        terminal.until("nobody has answered in time")
+        self.assertEqual(terminal.ended(), 0, terminal.said)
+        self.assertEqual(self.before & self.instances(), set(), "everything is replaced")
 
 
 if __name__ == "__main__":

@@ -255,7 +255,7 @@ impl Plan {
                     let pause = backoff::delay(failures, FIRST_PAUSE, LONGEST_PAUSE);
                     failures += 1;
                     let error = anyhow::Error::from(error);
-                    progress.say(&output::printable(&format!("{error:#}; tries again in {} s", pause.as_secs())));
+                    progress.say(&output::printable(&format!("{error:#}; tries again in {} s", pause.as_millis().div_ceil(1000))));
                     tokio::time::sleep(pause).await;
                     continue;
                 }

@@ -272,19 +272,20 @@ struct Host {
     inventory: Inventory,
     state: RollState,
     now: Timestamp,
+    control: Control,
 }
 
 impl Host {
     fn new(sim: &Simulation) -> Self {
         let inventory = classify(&sim.answer(), &sim.cluster).unwrap();
         let state = RollState::start(&inventory, no_waiting(), sim.now, None).unwrap();
-        Self { inventory, state, now: sim.now }
+        Self { inventory, state, now: sim.now, control: Control::default() }
     }
 
     fn ask(&mut self, results: &[CommandResult]) -> Decision {
         let decision = next(
             &self.state,
-            &Observation { now: self.now, inventory: &self.inventory, kubernetes: Err("cloudonly"), results, control: &Control::default() },
+            &Observation { now: self.now, inventory: &self.inventory, kubernetes: Err("cloudonly"), results, control: &self.control },
         );
         self.state = decision.state.clone();
         if let Some(until) = &decision.wait {
@@ -389,6 +390,23 @@ fn an_intent_without_a_result_is_carried_out_again_unless_the_instance_is_gone()
     let decision = host.ask(&[]);
     assert_eq!(decision.commands, []);
     assert!(matches!(decision.wait.unwrap().reason, WaitReason::Interval { .. }));
+}
+
+#[test]
+fn an_abort_waits_for_a_termination_to_show_whatever_is_answered_meanwhile() {
+    let sim = group("node-1", Role::Node, 2, 0);
+    let mut host = Host::new(&sim);
+    let began = host.now;
+    assert_eq!(host.ask(&[]).commands.len(), 1);
+    // Killed before or after the call: the instance may be listed for a while though it is terminated.
+    host.control.aborted = Some("ann".to_owned());
+    let other = Command { group: "node-2".to_owned(), action: Action::ResumeRebalance { auto_scaling_group: "node-2".to_owned() } };
+    let decision = host.ask(&[CommandResult { command: other, result: Ok(()) }]);
+    assert_eq!(decision.commands, []);
+    assert!(matches!(decision.wait.unwrap().reason, WaitReason::News { .. }));
+    assert_eq!(host.now.duration_since(began), SignedDuration::from_secs(30));
+    assert_eq!(host.ask(&[]).commands, []);
+    assert!(matches!(host.state.outcome, Outcome::Aborted { .. }));
 }
 
 #[test]
