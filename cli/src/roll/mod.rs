@@ -104,7 +104,7 @@ enum OnStuckDrain {
 }
 
 fn role(text: &str) -> Result<Role, String> {
-    Role::parse(text).ok_or_else(|| format!("unknown role {text:?}; use control-plane, apiserver, node or bastion"))
+    Role::parse(text).ok_or_else(|| format!("unknown role {text:?}; use {}", Role::NAMES))
 }
 
 /// What would be done, as `--output json` shows it.

@@ -96,8 +96,9 @@ pub fn options(cluster: &ClusterConfig) -> Result<RollOptions, Failure> {
     let role = |name: &String| {
         Role::parse(name).ok_or_else(|| {
             Failure::bad_input(format!(
-                "kopsline.yaml: cluster {}: rollingUpdate.instanceGroupRoles has the unknown role {name:?} (use control-plane, apiserver, node or bastion)",
-                cluster.name
+                "kopsline.yaml: cluster {}: rollingUpdate.instanceGroupRoles has the unknown role {name:?} (use {})",
+                cluster.name,
+                Role::NAMES
             ))
         })
     };

@@ -23,6 +23,9 @@ pub enum Role {
 }
 
 impl Role {
+    /// The roles, as an error offers them.
+    pub const NAMES: &str = "control-plane, apiserver, node or bastion";
+
     /// Reads a role as kOps does, ignoring case: `Master`, `ControlPlane`, `control-plane`, `APIServer`, `Node`,
     /// `Bastion`, and their plurals (kOps 1.36 `pkg/apis/kops/parse.go`, lenient).
     pub fn parse(text: &str) -> Option<Self> {

@@ -14,6 +14,7 @@ use kopsline_simulator::{Case, Drive, GroupPlan, Kind, Mix, Planner, Rolled, Rul
 
 /// Rolls simulated clusters with the planner and checks the promises.
 #[derive(Debug, Parser)]
+#[command(args_override_self = true)]
 struct Arguments {
     /// How many rolls.
     #[arg(long, default_value_t = 10_000)]
