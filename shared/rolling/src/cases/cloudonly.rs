@@ -410,6 +410,26 @@ fn an_abort_waits_for_a_termination_to_show_whatever_is_answered_meanwhile() {
 }
 
 #[test]
+fn an_abort_does_not_take_a_lost_answer_for_a_refusal() {
+    let sim = group("node-1", Role::Node, 2, 0);
+    let mut host = Host::new(&sim);
+    let command = host.ask(&[]).commands.remove(0);
+    let lost = CommandError { kind: Refusal::Transient, message: "the connection was reset".to_owned() };
+    let again = host.ask(&[CommandResult { command, result: Err(lost) }]).wait.unwrap();
+    // Aborted before the next attempt is due, while the cloud's list is that of before the call.
+    host.now = again.at.saturating_sub(SignedDuration::from_secs(2)).unwrap();
+    host.control.aborted = Some("ann".to_owned());
+    let decision = host.ask(&[]);
+    assert_eq!(decision.commands, []);
+    assert!(matches!(decision.wait.unwrap().reason, WaitReason::News { .. }));
+    host.inventory.groups.get_mut("node-1").unwrap().need_update.retain(|instance| instance.id != "node-1-0");
+    host.ask(&[]);
+    let summary = host.state.summary();
+    assert!(matches!(host.state.outcome, Outcome::Aborted { .. }));
+    assert_eq!(summary.finished, 1, "it is told of: {summary}");
+}
+
+#[test]
 fn an_unconfirmed_intent_is_withdrawn_when_the_group_has_lost_another_instance_meanwhile() {
     let mut sim = group("master-1", Role::ControlPlane, 3, 0);
     sim.observe();

@@ -62,10 +62,10 @@ impl Turn<'_> {
             InstancePhase::Preparing { step, call } => return self.prepare(site, instance, step, call),
             InstancePhase::Draining(drain) => return self.drain(site, instance, drain),
             InstancePhase::Settling { since } => return self.settle(site, instance, since),
-            // An abort takes back what can be seen not to have happened. What was refused will be tried later; without an answer
-            // the cloud's lists may show the instance for a while, though it is terminated.
+            // An abort takes back what can be seen not to have happened. Where the answer was lost the cloud's lists may show the
+            // instance for a while, though it is terminated, and an answer that says so is like one that refuses.
             InstancePhase::Terminating { not_before, .. } if self.aborting && self.is_still_there(&instance.id) => {
-                let known = if not_before > self.now { self.now } else { later(not_before, SHOWN) };
+                let known = later(not_before, SHOWN);
                 if self.fresh && known <= self.now {
                     instance.phase = InstancePhase::Waiting;
                 } else {
