@@ -366,17 +366,18 @@ fn failures_that_may_pass_are_tried_again_with_growing_pauses_until_the_timeout(
     let throttled = CommandError { kind: Refusal::Transient, message: "RequestLimitExceeded".to_owned() };
     let command = host.ask(&[]).commands.remove(0);
     let mut pauses = Vec::new();
-    while host.state.outcome == Outcome::Running {
+    loop {
         let before = host.now;
-        let decision = host.ask(&[CommandResult { command: command.clone(), result: Err(throttled.clone()) }]);
-        if let Some(until) = decision.wait {
-            assert!(matches!(until.reason, WaitReason::Retry { .. }));
-            pauses.push(until.at.duration_since(before).as_secs());
-            assert_eq!(host.ask(&[]).commands, std::slice::from_ref(&command));
+        let until = host.ask(&[CommandResult { command: command.clone(), result: Err(throttled.clone()) }]).wait.unwrap();
+        if !matches!(until.reason, WaitReason::Retry { .. }) {
+            break;
         }
+        pauses.push(until.at.duration_since(before).as_secs());
+        assert_eq!(host.ask(&[]).commands, std::slice::from_ref(&command));
     }
     assert_eq!(pauses[..6], [5, 10, 20, 40, 60, 60]);
     assert!((900..1000).contains(&pauses.iter().sum::<i64>()));
+    assert_eq!(host.ask(&[]).commands, [], "what may have been carried out after all has shown by now");
     assert!(matches!(&host.state.outcome, Outcome::Failed { reason } if reason.contains("RequestLimitExceeded")));
 }
 
@@ -450,6 +451,17 @@ fn an_unconfirmed_intent_is_withdrawn_when_the_group_has_lost_another_instance_m
     );
     assert_eq!(decision.commands, []);
     assert!(matches!(decision.wait.unwrap().reason, WaitReason::InService { in_service: 2, target: 3, .. }));
+
+    // The call went through after all, which shows only after an abort.
+    let control = Control { aborted: Some("ann".to_owned()), ..Control::default() };
+    let observation = Observation { now: sim.now, inventory: &inventory, kubernetes: Err("cloudonly"), results: &[], control: &control };
+    let decision = next(&decision.state, &observation);
+    assert!(matches!(decision.wait.unwrap().reason, WaitReason::News { .. }));
+    sim.groups.get_mut("master-1").unwrap().instances[0].terminated_at = Some(sim.now);
+    let inventory = classify(&sim.observe(), &sim.cluster).unwrap();
+    let state = next(&decision.state, &Observation { inventory: &inventory, ..observation }).state;
+    assert!(matches!(state.outcome, Outcome::Aborted { .. }));
+    assert_eq!(state.summary().finished, 2, "it is told of, beside the one that died: {}", state.summary());
 }
 
 #[test]

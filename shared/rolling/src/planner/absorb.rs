@@ -55,6 +55,8 @@ impl Turn<'_> {
                 if may_pass {
                     instance.phase = InstancePhase::Terminating { attempts, not_before: later(self.now, backoff(attempts)) };
                 } else {
+                    // Of the only attempt it is known what became of it.
+                    instance.condemned = instance.condemned.filter(|_| error.kind != Refusal::Permanent || attempts > 1);
                     instance.phase = InstancePhase::Failed { error: error.message.clone() };
                     return Some(format!("{} could not be terminated: {}", instance.id, error.message));
                 }

@@ -44,8 +44,10 @@ impl Turn<'_> {
 
     /// Decides on the instance's termination.
     pub(super) fn terminate(&mut self, site: &Site, instance: &mut InstanceRoll) {
-        instance.phase = InstancePhase::Terminating { attempts: 1, not_before: self.now };
-        instance.condemned.get_or_insert(self.now);
+        // One of before its turn was taken back counts, too.
+        let attempts = 1 + u32::from(instance.condemned.is_some());
+        instance.phase = InstancePhase::Terminating { attempts, not_before: self.now };
+        instance.condemned = Some(self.now);
         self.condemned.insert(instance.id.clone());
         self.command(&site.name, Some(instance), Action::Terminate { instance: instance.id.clone() });
     }
@@ -62,18 +64,14 @@ impl Turn<'_> {
             InstancePhase::Preparing { step, call } => return self.prepare(site, instance, step, call),
             InstancePhase::Draining(drain) => return self.drain(site, instance, drain),
             InstancePhase::Settling { since } => return self.settle(site, instance, since),
-            // An abort takes back what can be seen not to have happened. Where the answer was lost the cloud's lists may show the
-            // instance for a while, though it is terminated, and an answer that says so is like one that refuses.
-            InstancePhase::Terminating { not_before, .. } if self.aborting && self.is_still_there(&instance.id) => {
-                let known = later(not_before, SHOWN);
-                if self.fresh && known <= self.now {
-                    instance.phase = InstancePhase::Waiting;
-                } else {
-                    self.wait(known.max(later(self.now, MOMENT)), WaitReason::News { group: site.name.clone() });
-                }
-            }
+            // An abort takes back what can be seen not to have happened.
+            InstancePhase::Terminating { .. } if self.aborting && self.is_still_there(&instance.id) => match self.shows(instance) {
+                None => instance.phase = InstancePhase::Waiting,
+                Some(at) => self.wait(at, WaitReason::News { group: site.name.clone() }),
+            },
             InstancePhase::Terminating { attempts, not_before } if not_before <= self.now => {
                 instance.phase = InstancePhase::Terminating { attempts: attempts.saturating_add(1), not_before: self.now };
+                instance.condemned = Some(self.now);
                 self.command(&site.name, Some(instance), Action::Terminate { instance: instance.id.clone() });
             }
             InstancePhase::Terminating { not_before, .. } => {
@@ -94,6 +92,13 @@ impl Turn<'_> {
             | InstancePhase::Failed { .. } => {}
         }
         Ok(())
+    }
+
+    /// When the cloud's lists will show what became of the instance's termination; `None` if they show it now, or if none was
+    /// asked for. Where an answer was lost they may list it for a while though it is terminated.
+    pub(super) fn shows(&self, instance: &InstanceRoll) -> Option<Timestamp> {
+        let at = later(instance.condemned?, SHOWN);
+        (at > self.now || !self.fresh).then(|| at.max(later(self.now, MOMENT)))
     }
 
     /// Terminates a drained instance after a pause, unless its group or the control plane has lost others meanwhile.

@@ -63,7 +63,17 @@ impl Turn<'_> {
             .chain(group.holds_rebalance.then_some((None, resume)))
             .collect();
         if left.is_empty() {
-            return self.end_group(group);
+            // What becomes of a termination is told, even if nobody wants it any more.
+            return match group
+                .instances
+                .iter()
+                .filter(|instance| stopped && instance.is_left())
+                .filter_map(|instance| self.shows(instance))
+                .max()
+            {
+                Some(at) => self.wait(at, WaitReason::News { group: site.name.clone() }),
+                None => self.end_group(group),
+            };
         }
         if failed {
             call.not_before = later(self.now, backoff(call.attempts));

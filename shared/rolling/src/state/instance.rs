@@ -38,8 +38,8 @@ pub struct InstanceRoll {
     /// It could not be detached; another one was instead.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub not_detached: bool,
-    /// When its termination was first decided on. It may have been carried out since, whatever is seen: an answer may be
-    /// lost, and what is observed may be old.
+    /// When its termination was last asked for. It may have been carried out, whatever is seen: an answer may be lost, and
+    /// what is observed may be old.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub condemned: Option<Timestamp>,
     /// When the cloud accepted its termination.
