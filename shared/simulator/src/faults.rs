@@ -27,7 +27,7 @@ pub struct Faults {
     pub expiry: u32,
     /// A replacement never joins the cluster.
     pub never_joins: u32,
-    /// An observation shows the cloud as it was at the last one.
+    /// An observation shows the cloud as it was at the last one, unless it has changed long ago.
     pub stale: u32,
     /// The cloud or the API cannot be observed this time.
     pub blind: u32,

@@ -158,6 +158,8 @@ pub struct World {
     throttled_until: Moment,
     certificate_valid: bool,
     changes: u64,
+    /// When the last answer ceased to be true.
+    outdated: Option<Moment>,
     answer: Option<(u64, Arc<RawInventory>)>,
     silent_answer: Option<(u64, Arc<RawInventory>)>,
 }
@@ -198,6 +200,7 @@ impl World {
             throttled_until: Moment::default(),
             certificate_valid: true,
             changes: 0,
+            outdated: None,
             answer: None,
             silent_answer: None,
         }
@@ -302,6 +305,7 @@ impl World {
 
     fn changed(&mut self) {
         self.changes += 1;
+        self.outdated.get_or_insert(self.now);
     }
 
     fn tell(&mut self, what: impl FnOnce(&Self) -> What) {

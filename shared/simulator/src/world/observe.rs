@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use jiff::SignedDuration;
 use kopsline_rolling::{
     ApiName, BudgetFacts, ClusterFacts, LaunchTemplateRef, LaunchTemplateVersions, Manager, NodeFacts, Owner, PodFacts, RawGroup,
     RawInstance, RawInventory, RawMember,
@@ -10,6 +11,10 @@ use kopsline_rolling::{
 
 use super::{Allowance, Budget, Group, Instance, Kind, Life, Limit, Phase, Template, World, place};
 use crate::arena::{InstanceId, PodId};
+
+/// How long the cloud's lists may not show a change. What was lost on the way cannot be told apart from what is late, so
+/// the planner takes lists for true in the end: after half a minute.
+const LATE: SignedDuration = SignedDuration::from_secs(20);
 
 /// What a look at the world shows.
 #[derive(Debug, Clone, PartialEq)]
@@ -34,6 +39,7 @@ impl World {
         }
         let silent = self.silent();
         let before = self.answer.as_ref().map(|(_, answer)| Arc::clone(answer));
+        let is_recent = self.outdated.is_some_and(|since| self.now < since.after(LATE));
         let mut raw = self.answer();
         if silent.is_some() && raw.kubernetes.is_some() {
             raw = self.without_facts(&raw);
@@ -42,7 +48,7 @@ impl World {
         if let Some(before) = before
             && faulty
             && self.faults.stale > 0
-            && !Arc::ptr_eq(&before, &raw)
+            && is_recent
             && self.strikes(self.faults.stale)
         {
             let (groups, instances) = (before.groups.clone(), before.instances.clone());
@@ -81,6 +87,7 @@ impl World {
             return Arc::clone(answer);
         }
         let answer = Arc::new(self.raw());
+        self.outdated = None;
         self.answer = Some((self.changes, Arc::clone(&answer)));
         answer
     }
