@@ -423,7 +423,8 @@ impl<'a> Host<'a> {
                 process.looks = false;
             }
             if let Some((view, _)) = &process.seen {
-                let said = Said { events: &events, control: &process.control };
+                let is_stored = self.stored.as_ref().is_some_and(|stored| stored.version == saved.version);
+                let said = Said { events: &events, control: &process.control, is_stored };
                 self.monitor.decided(&self.world, view, before.as_deref(), &saved.state, said);
             }
         }

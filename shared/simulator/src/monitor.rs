@@ -97,6 +97,8 @@ pub struct Said<'a> {
     pub events: &'a [RollEvent],
     /// What people wanted.
     pub control: &'a Control,
+    /// Whether its state is the stored one. A process that has not noticed yet that another one was first has an old one.
+    pub is_stored: bool,
 }
 
 /// What a group looked like when the roll began.
@@ -218,8 +220,10 @@ impl Monitor {
 
     /// A decision is about to be followed: its state is stored, and its events are recorded with it.
     pub fn decided(&mut self, world: &World, view: &View, before: Option<&RollState>, after: &RollState, decided: Said<'_>) {
-        let (now, Said { events, control }) = (world.now(), decided);
-        self.cordoned_before(world, view, after);
+        let (now, Said { events, control, is_stored }) = (world.now(), decided);
+        if is_stored {
+            self.cordoned_before(world, view, after);
+        }
         self.find_dead(world, after);
         self.told.extend(events.iter().filter_map(|event| match &event.what {
             kopsline_rolling::What::Effect { effect } => Some(effect.clone()),
