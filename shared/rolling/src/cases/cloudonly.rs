@@ -366,15 +366,16 @@ fn failures_that_may_pass_are_tried_again_with_growing_pauses_until_the_timeout(
     let throttled = CommandError { kind: Refusal::Transient, message: "RequestLimitExceeded".to_owned() };
     let command = host.ask(&[]).commands.remove(0);
     let mut pauses = Vec::new();
-    loop {
+    let then = loop {
         let before = host.now;
         let until = host.ask(&[CommandResult { command: command.clone(), result: Err(throttled.clone()) }]).wait.unwrap();
         if !matches!(until.reason, WaitReason::Retry { .. }) {
-            break;
+            break until.reason;
         }
         pauses.push(until.at.duration_since(before).as_secs());
         assert_eq!(host.ask(&[]).commands, std::slice::from_ref(&command));
-    }
+    };
+    assert!(matches!(then, WaitReason::News { .. }));
     assert_eq!(pauses[..6], [5, 10, 20, 40, 60, 60]);
     assert!((900..1000).contains(&pauses.iter().sum::<i64>()));
     assert_eq!(host.ask(&[]).commands, [], "what may have been carried out after all has shown by now");

@@ -160,7 +160,7 @@ pub struct World {
     changes: u64,
     /// When the last answer ceased to be true.
     outdated: Option<Moment>,
-    answer: Option<(u64, Arc<RawInventory>)>,
+    answer: Option<Arc<RawInventory>>,
     silent_answer: Option<(u64, Arc<RawInventory>)>,
 }
 

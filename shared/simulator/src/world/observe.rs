@@ -38,7 +38,7 @@ impl World {
             return Err(Unobserved);
         }
         let silent = self.silent();
-        let before = self.answer.as_ref().map(|(_, answer)| Arc::clone(answer));
+        let before = self.answer.clone();
         let is_recent = self.outdated.is_some_and(|since| self.now < since.after(LATE));
         let mut raw = self.answer();
         if silent.is_some() && raw.kubernetes.is_some() {
@@ -81,14 +81,14 @@ impl World {
 
     /// Answers as the APIs would, were all well.
     pub fn answer(&mut self) -> Arc<RawInventory> {
-        if let Some((changes, answer)) = &self.answer
-            && *changes == self.changes
+        if let Some(answer) = &self.answer
+            && self.outdated.is_none()
         {
             return Arc::clone(answer);
         }
         let answer = Arc::new(self.raw());
         self.outdated = None;
-        self.answer = Some((self.changes, Arc::clone(&answer)));
+        self.answer = Some(Arc::clone(&answer));
         answer
     }
 
