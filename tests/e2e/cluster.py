@@ -16,7 +16,7 @@ from stack.kube_api import Api, ApiError
 from e2e.harness import KOPS_VERSION, ROOT, STATE_STORE, Stack
 
 NAME = kubernetes.DEFAULT_CLUSTER
-PATIENCE_SECONDS = 120
+PATIENCE_SECONDS = 300
 TAINT = "kops.k8s.io/scheduled-for-update"
 CONTROL_PLANE = "node-role.kubernetes.io/control-plane"
 EXCLUDED = "node.kubernetes.io/exclude-from-external-load-balancers"

@@ -15,7 +15,7 @@ from stack.trap import PATH, Trap
 
 from e2e.harness import Stack
 
-PATIENCE_SECONDS = 120
+PATIENCE_SECONDS = 300
 _MARK = b"AWS_LAMBDA_FUNCTION_NAME="
 
 

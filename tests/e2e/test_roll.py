@@ -349,7 +349,7 @@ class Roll(OnKubernetes):
                 if " is terminated" in line:
                     break
             first.send_signal(signal.SIGINT)
-            said += first.communicate(timeout=60)[0].splitlines(True)
+            said += first.communicate(timeout=PATIENCE_SECONDS)[0].splitlines(True)
             self.assertNotEqual(first.returncode, 0)
             self.assertIn("interrupted", said[-1])
             self.assertTrue(before & self.cluster.members("nodes-general"), "it was in the middle")

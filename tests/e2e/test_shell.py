@@ -18,7 +18,7 @@ from sam.forward import pump
 
 NAME = "demo.k8s.example.com"
 PROMPT = "go on? [continue/abort] "
-PATIENCE_SECONDS = 120
+PATIENCE_SECONDS = 300
 CTRL_C, CTRL_D = b"\x03", b"\x04"
 
 
