@@ -33,7 +33,7 @@ use crate::testing::{Authority, Form, Keys, keyset};
 #[allow(dead_code, reason = "not every kind of key is needed here")]
 mod testing;
 
-const PATIENCE: Duration = Duration::from_secs(90);
+const PATIENCE: Duration = Duration::from_mins(3);
 const CLUSTER: &str = "demo.k8s.example.com";
 /// An enterprise's CA: its names are many, and one kind comes twice.
 const NAMES: [(&str, &str); 4] = [("DC", "com"), ("DC again", "example"), ("O", "Beispiel & Söhne"), ("CN", "kubernetes-ca")];
