@@ -402,6 +402,35 @@ fn what_was_drained_and_taken_back_counts_as_missing() {
 }
 
 #[test]
+fn what_could_not_be_drained_counts_as_missing() {
+    let options = RollOptions {
+        wait_for_replacement: true,
+        validate_count: 0,
+        validation_timeout: SignedDuration::from_mins(15),
+        fail_on_drain_error: true,
+        ..as_kops()
+    };
+    let mut world = World::single(options, "node-1", Role::Node, 5, 5);
+    world.cluster.rolling_update = settings(0, Some(3));
+    let mut refusals = vec![("exclude", "node-1b", Refusal::Permanent)];
+    refusals.extend(["node-1c", "node-1d"].map(|node| ("cordon", node, Refusal::Transient)));
+    world.refuse = Box::new(move |command| {
+        let call = serde_json::to_string(&command.action).unwrap();
+        let found = refusals.iter().position(|(kind, on, _)| call.contains(kind) && call.contains(on))?;
+        Some(refusal(refusals.remove(found).2, "refused"))
+    });
+    // The first one went alone. By now node-1b is given up and still cordoned, node-1c and node-1d are not cordoned yet.
+    world.until(|wait| matches!(&wait.reason, WaitReason::Retry { instance, .. } if instance == "node-1c"));
+    let group = world.groups.get_mut("node-1").unwrap();
+    group.launches = false;
+    group.machines.retain(|machine| machine.id != "node-1e");
+    assert!(!is_done(&world.run()), "{}", world.trace());
+    let cordoned = |id: &str| world.done.iter().any(|action| matches!(action, Action::Cordon { node } if node.contains(id)));
+    assert_eq!(["node-1b", "node-1c", "node-1d"].map(cordoned), [true, true, false], "{}", world.trace());
+    assert_eq!(world.scars(), Vec::<String>::new());
+}
+
+#[test]
 fn a_cluster_that_does_not_validate_is_looked_at_ever_less_often() {
     let options = RollOptions { wait_for_replacement: true, validate_count: 1, ..as_kops() };
     let mut world = World::single(RollOptions { validation_timeout: SignedDuration::from_mins(3), ..options }, "node-1", Role::Node, 2, 1);

@@ -222,10 +222,10 @@ impl Turn<'_> {
         self.down(group).ok().map(|down| down + leaving)
     }
 
-    /// Whether an instance was begun, had to wait for another turn, and serves as far as the cloud knows: its node may be
-    /// cordoned or even drained.
+    /// Whether an instance was begun, has to wait for another turn or is given up, and serves as far as the cloud knows: its
+    /// node may be cordoned or even drained.
     fn is_taken_back(&self, instance: &InstanceRoll) -> bool {
-        instance.phase == InstancePhase::Waiting && instance.started.is_some() && self.serves_now(instance)
+        instance.is_left() && instance.started.is_some() && self.serves_now(instance)
     }
 
     /// Whether the group would lose an instance by losing this one. A detached one serves, though the cloud does not count it.

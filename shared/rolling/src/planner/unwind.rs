@@ -168,7 +168,7 @@ impl Turn<'_> {
 
 impl InstanceRoll {
     /// Whether it is still there and not to be replaced any more.
-    fn is_left(&self) -> bool {
+    pub(super) fn is_left(&self) -> bool {
         matches!(self.phase, InstancePhase::Waiting | InstancePhase::Failed { .. })
     }
 }
