@@ -26,7 +26,17 @@ from stack import components, deploy, kubernetes, processes
 from stack.authority import Authority, KeysetError, Pair
 from stack.joiner import CONTROL_PLANE, Instance, Joiner, node, static_pods, stop_kubelet
 from stack.kube_api import Api, ApiError
-from stack.test_stack import DEMO, IMAGE, PATIENCE_SECONDS, Running, eventually, is_alive, processes_of, stack_tree
+from stack.test_stack import (
+    DEMO,
+    GONE_SECONDS,
+    IMAGE,
+    PATIENCE_SECONDS,
+    Running,
+    eventually,
+    is_alive,
+    processes_of,
+    stack_tree,
+)
 
 HERE = Path(__file__).resolve().parent
 PROGRAM = os.environ.get("STACK_KUBERNETES")
@@ -549,25 +559,25 @@ class Ends(unittest.TestCase):
         process, tree = self.start()
         process.stdin.close()
         self.assertEqual(process.wait(PATIENCE_SECONDS), 0)
-        eventually(lambda: not any(is_alive(pid) for pid in tree))
+        eventually(lambda: not any(is_alive(pid) for pid in tree), GONE_SECONDS)
 
     def test_sigterm(self):
         process, tree = self.start()
         process.send_signal(signal.SIGTERM)
         self.assertEqual(process.wait(PATIENCE_SECONDS), 0)
-        eventually(lambda: not any(is_alive(pid) for pid in tree))
+        eventually(lambda: not any(is_alive(pid) for pid in tree), GONE_SECONDS)
 
     def test_it_is_killed(self):
         process, tree = self.start()
         process.kill()
         process.wait(PATIENCE_SECONDS)
-        eventually(lambda: not any(is_alive(pid) for pid in tree))
+        eventually(lambda: not any(is_alive(pid) for pid in tree), GONE_SECONDS)
 
     def test_a_program_that_dies_ends_it(self):
         process, tree = self.start()
         os.kill(tree[1], signal.SIGKILL)
         self.assertEqual(process.wait(PATIENCE_SECONDS), 1)
-        eventually(lambda: not any(is_alive(pid) for pid in tree))
+        eventually(lambda: not any(is_alive(pid) for pid in tree), GONE_SECONDS)
 
     def test_another_program_is_refused(self):
         command = [sys.executable, "-m", "stack.kubernetes", "--program", "/bin/false", "--home", str(self.scratch)]

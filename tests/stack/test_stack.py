@@ -35,6 +35,8 @@ HERE = Path(__file__).resolve().parent
 DEMO = HERE.parent / "fixtures" / "demo"
 PATIENCE_SECONDS = 180
 """Only what fails waits so long; machines may be busy, and no test says how fast anything is."""
+GONE_SECONDS = 20
+"""So soon is gone what was ended: what is left over must not come to an end of its own meanwhile."""
 
 
 class Running:
@@ -1039,7 +1041,7 @@ class Ends(unittest.TestCase):
         stack.aws("lambda").invoke(
             FunctionName=stack.report["functions"]["Worker"],
             InvocationType="Event",
-            Payload=json.dumps({"do": "sleep", "seconds": 15}),
+            Payload=json.dumps({"do": "sleep", "seconds": 3600}),
         )
 
         def with_worker() -> list[int]:
@@ -1050,7 +1052,7 @@ class Ends(unittest.TestCase):
         return stack, eventually(with_worker)
 
     def assert_gone(self, stack: Running, tree: list[int]) -> None:
-        eventually(lambda: not processes_of(stack.home) and not any(is_alive(pid) for pid in tree))
+        eventually(lambda: not processes_of(stack.home) and not any(is_alive(pid) for pid in tree), GONE_SECONDS)
 
     def test_sigterm(self):
         stack, tree = self.busy_stack()

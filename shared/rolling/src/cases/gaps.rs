@@ -366,6 +366,16 @@ fn what_is_still_drained_holds_nobody_back() {
     );
 }
 
+/// Refuses calls of these kinds on these instances, as often as they are named.
+fn each_once<const N: usize>(refusals: [(&'static str, &'static str, Refusal); N]) -> Refuse {
+    let mut refusals = refusals.to_vec();
+    Box::new(move |command| {
+        let call = serde_json::to_string(&command.action).unwrap();
+        let found = refusals.iter().position(|(kind, on, _)| call.contains(kind) && call.contains(on))?;
+        Some(refusal(refusals.remove(found).2, "refused"))
+    })
+}
+
 #[test]
 fn what_was_drained_and_taken_back_counts_as_missing() {
     let options = RollOptions {
@@ -377,14 +387,8 @@ fn what_was_drained_and_taken_back_counts_as_missing() {
     };
     let mut world = World::single(options, "node-1", Role::Node, 5, 5);
     world.cluster.rolling_update = settings(0, Some(3));
-    let mut refusals =
-        vec![("cordon", "node-1c"), ("cordon", "node-1d"), ("terminate", "node-1b"), ("cordon", "node-1c"), ("cordon", "node-1d")];
-    world.refuse = Box::new(move |command| {
-        let call = serde_json::to_string(&command.action).unwrap();
-        let found = refusals.iter().position(|(kind, on)| call.contains(kind) && call.contains(on))?;
-        refusals.remove(found);
-        Some(refusal(Refusal::Transient, "Throttling"))
-    });
+    let refusals = [("cordon", "node-1c"), ("cordon", "node-1d"), ("terminate", "node-1b"), ("cordon", "node-1c"), ("cordon", "node-1d")];
+    world.refuse = each_once(refusals.map(|(kind, on)| (kind, on, Refusal::Transient)));
     // The first one went alone. By now node-1b is drained, node-1c and node-1d are not cordoned yet, and all three wait.
     world.until(|wait| matches!(&wait.reason, WaitReason::Retry { instance, .. } if instance == "node-1b"));
     let group = world.groups.get_mut("node-1").unwrap();
@@ -412,13 +416,11 @@ fn what_could_not_be_drained_counts_as_missing() {
     };
     let mut world = World::single(options, "node-1", Role::Node, 5, 5);
     world.cluster.rolling_update = settings(0, Some(3));
-    let mut refusals = vec![("exclude", "node-1b", Refusal::Permanent)];
-    refusals.extend(["node-1c", "node-1d"].map(|node| ("cordon", node, Refusal::Transient)));
-    world.refuse = Box::new(move |command| {
-        let call = serde_json::to_string(&command.action).unwrap();
-        let found = refusals.iter().position(|(kind, on, _)| call.contains(kind) && call.contains(on))?;
-        Some(refusal(refusals.remove(found).2, "refused"))
-    });
+    world.refuse = each_once([
+        ("exclude", "node-1b", Refusal::Permanent),
+        ("cordon", "node-1c", Refusal::Transient),
+        ("cordon", "node-1d", Refusal::Transient),
+    ]);
     // The first one went alone. By now node-1b is given up and still cordoned, node-1c and node-1d are not cordoned yet.
     world.until(|wait| matches!(&wait.reason, WaitReason::Retry { instance, .. } if instance == "node-1c"));
     let group = world.groups.get_mut("node-1").unwrap();

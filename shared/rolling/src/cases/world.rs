@@ -44,7 +44,7 @@ pub(super) struct Group {
 
 /// What the cluster says beside the world's own facts.
 type Say = Box<dyn FnMut(&BTreeMap<String, Group>, &mut ClusterFacts) -> Result<(), String>>;
-type Refuse = Box<dyn FnMut(&Command) -> Option<CommandError>>;
+pub(super) type Refuse = Box<dyn FnMut(&Command) -> Option<CommandError>>;
 
 /// When the host dies, counted in commands.
 #[derive(Debug, Clone, Copy, PartialEq)]

@@ -216,7 +216,7 @@ impl Turn<'_> {
     fn missing(&self, group: &GroupRoll, others: &HashSet<String>) -> Option<usize> {
         let leaving = |instance: &&InstanceRoll| {
             let detached = instance.is_detached() && instance.phase.is_in_flight() && !self.options.cloudonly;
-            (detached || self.is_taken_back(instance)) && !others.contains(&instance.id)
+            (detached || self.is_half_done(instance)) && !others.contains(&instance.id)
         };
         let leaving = group.instances.iter().filter(leaving).count();
         self.down(group).ok().map(|down| down + leaving)
@@ -224,7 +224,7 @@ impl Turn<'_> {
 
     /// Whether an instance was begun, has to wait for another turn or is given up, and serves as far as the cloud knows: its
     /// node may be cordoned or even drained.
-    fn is_taken_back(&self, instance: &InstanceRoll) -> bool {
+    fn is_half_done(&self, instance: &InstanceRoll) -> bool {
         instance.is_left() && instance.started.is_some() && self.serves_now(instance)
     }
 
@@ -363,7 +363,7 @@ impl Turn<'_> {
                 break;
             }
             // What is counted already is taken again in the same place.
-            if waits && self.is_taken_back(instance) {
+            if waits && self.is_half_done(instance) {
                 down = down.map(|down| down.saturating_sub(1));
             }
             // An instance that does not serve can be replaced without taking anything away.

@@ -167,7 +167,7 @@ impl Turn<'_> {
 }
 
 impl InstanceRoll {
-    /// Whether it is still there and not to be replaced any more.
+    /// Whether it is still there and nothing is under way with it: it has its turn before it, or was given up.
     pub(super) fn is_left(&self) -> bool {
         matches!(self.phase, InstancePhase::Waiting | InstancePhase::Failed { .. })
     }
